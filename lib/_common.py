@@ -1,0 +1,64 @@
+"""What every stem needs at its door: precision, masks, reductions, errors that say what was seen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Reduction",
+    "at_least_float32",
+    "bool_mask",
+    "check_positive",
+    "no_autocast",
+    "reduce_loss",
+]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def at_least_float32(tensor: Tensor, name: str = "input") -> Tensor:
+    """Return ``tensor`` in float32 if it is in half precision, else as it is.
+
+    Raises:
+        TypeError: if ``tensor`` is not a floating-point tensor.
+    """
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        seen = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {seen}")
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """A context in which autocast leaves products of ``tensor`` in the precision they came in."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def bool_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Tensor:
+    """Return ``mask`` as bool (True = keep); cast integer masks, refuse other shapes and dtypes."""
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name} must be bool or integer (True = keep), got {mask.dtype}")
+    return mask.bool()
+
+
+def check_positive(value: int, name: str) -> None:
+    """Refuse counts below 1 and anything that is not an integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def reduce_loss(values: Tensor, reduction: Reduction) -> Tensor:
+    """Apply ``reduction`` to a tensor of losses: ``"mean"``, ``"sum"`` or ``"none"``."""
+    if reduction == "mean":
+        return values.mean()
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "none":
+        return values
+    raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
