@@ -1,4 +1,4 @@
-"""What every stem needs at its door: precision, masks, reductions, errors that say what was seen."""
+"""What every stem needs at its door: precision, masks, reductions, and clear errors."""
 
 from __future__ import annotations
 
