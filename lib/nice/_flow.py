@@ -1,0 +1,217 @@
+"""NICE: couplings that swap roles, one scaling, and a factorised prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, Transform, constraints
+
+from lib._common import check_positive
+from lib.nice._coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    Coupling,
+    Scaling,
+    join,
+    split,
+)
+from lib.nice._door import enter, require_finite
+from lib.nice._prior import Logistic, draw_logistic, standard_logistic_log_prob
+
+__all__ = ["NICE", "FlowTransform"]
+
+_COUPLINGS = {"additive": AdditiveCoupling, "affine": AffineCoupling}
+
+
+class NICE(nn.Module):
+    """A density whose logarithm is exact, whose samples cost one pass, and whose inverse is known.
+
+    log p(x) = sum_i log p_Z(z_i) + log |det dz/dx|,  z = f(x)
+
+    f is a stack of couplings, in which the even and the odd coordinates take turns to move, and a
+    scaling. With additive couplings the scaling alone changes volume. Three couplings are the
+    fewest in which every output depends on every input.
+
+    Args:
+        dim: D, even.
+        num_couplings: number of couplings.
+        hidden: width of the hidden layers in each coupling's network.
+        num_hidden: their number.
+        prior: ``"logistic"`` or ``"normal"``, standard and independent in each coordinate.
+        coupling: ``"additive"`` (NICE) or ``"affine"`` (RealNVP).
+        linear: makes each linear layer from (inputs, outputs); ``OneDNNLinear`` is faster on some
+            CPUs at the same precision.
+        validate_args: refuse NaN and infinite points; by default as torch.distributions does.
+
+    Shapes are (..., D) for points and (...,) for log-densities. Half precision is raised to
+    float32 outside the networks, inside autocast too. ``torch.func.vmap``, ``torch.func.grad`` and
+    ``torch.compile(fullgraph=True)`` work; there the check of the values is skipped.
+
+    Raises:
+        ValueError: if ``dim`` is odd, or points are not (..., D) or not finite.
+        TypeError: if points are not floating-point, or more precise than the parameters.
+
+    Source: chapter `nice`, eq-nice-density; Dinh, Krueger and Bengio (2015).
+
+    >>> flow = NICE(6, hidden=16, num_hidden=2)
+    >>> x = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
+    >>> z, log_abs_det = flow(x)
+    >>> z.shape, log_abs_det.shape, flow.log_prob(x).shape
+    (torch.Size([5, 6]), torch.Size([5]), torch.Size([5]))
+    >>> torch.allclose(flow.inverse(z), x, atol=1e-6)
+    True
+    >>> sum(p.numel() for p in NICE(784).parameters())
+    19158352
+    """
+
+    couplings: Sequence[Coupling]  # an nn.ModuleList, but its elements have a type
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_couplings: int = 4,
+        hidden: int = 1000,
+        num_hidden: int = 5,
+        prior: Literal["logistic", "normal"] = "logistic",
+        coupling: Literal["additive", "affine"] = "additive",
+        linear: Callable[..., nn.Module] = nn.Linear,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_positive(num_couplings, "num_couplings")
+        if prior not in ("logistic", "normal"):
+            raise ValueError(f'prior must be "logistic" or "normal", got {prior!r}')
+        if coupling not in _COUPLINGS:
+            raise ValueError(f'coupling must be "additive" or "affine", got {coupling!r}')
+        super().__init__()
+        self.dim, self._prior = dim, prior
+        self._validate_args = validate_args
+        layer = _COUPLINGS[coupling]
+        self.couplings = nn.ModuleList(  # type: ignore[assignment]
+            layer(dim, swap=i % 2 == 1, hidden=hidden, num_hidden=num_hidden, linear=linear)
+            for i in range(num_couplings)
+        )
+        self.scaling = Scaling(dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to noise: x (..., D) -> (z (..., D), log |det dz/dx| (...,))."""
+        even, odd = split(self._enter(x, "x"))
+        log_abs_det = even.new_zeros(even.shape[:-1])
+        for coupling in self.couplings:
+            even, odd, change = coupling.couple(even, odd)
+            log_abs_det = log_abs_det + change
+        z, change = self.scaling(join(even, odd))
+        return z, log_abs_det + change
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Noise to data: the x (..., D) that ``forward`` maps to ``z``."""
+        even, odd = split(self.scaling.inverse(self._enter(z, "z")))
+        for coupling in reversed(self.couplings):
+            even, odd = coupling.uncouple(even, odd)
+        return join(even, odd)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of x (..., D) in nats, shape (...,)."""
+        z, log_abs_det = self(x)
+        if self._prior == "logistic":
+            return standard_logistic_log_prob(z).sum(-1) + log_abs_det
+        return log_abs_det - 0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw n points (n, D): the inverse of ``temperature`` times a draw from the prior.
+
+        Temperatures below 1 stay nearer to the mode; 0 is the image of the mode of the prior.
+        """
+        check_positive(n, "n")
+        if not (isinstance(temperature, Real) and 0 <= temperature < math.inf):
+            raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
+        scale = self.scaling.log_scale
+        dtype = torch.promote_types(scale.dtype, torch.float32)
+        source = scale.device if generator is None else generator.device
+        draw = draw_logistic if self._prior == "logistic" else torch.randn
+        z = draw(torch.Size((n, self.dim)), dtype=dtype, device=source, generator=generator)
+        return self.inverse(temperature * z.to(scale.device))
+
+    @property
+    def prior(self) -> Distribution:
+        """The distribution of z: D independent standard logistics or normals."""
+        scale = self.scaling.log_scale
+        dtype = torch.promote_types(scale.dtype, torch.float32)
+        loc = torch.zeros(self.dim, dtype=dtype, device=scale.device)
+        family = Logistic if self._prior == "logistic" else Normal
+        return Independent(family(loc, torch.ones_like(loc)), 1)
+
+    @property
+    def transform(self) -> FlowTransform:
+        """``forward`` as a ``torch.distributions.Transform``; ``.inv`` maps noise to data."""
+        return FlowTransform(self)
+
+    def extra_repr(self) -> str:
+        """The values that ``repr`` shows."""
+        return f"dim={self.dim}, prior={self._prior!r}"
+
+    def _enter(self, x: Tensor, name: str) -> Tensor:
+        x = enter(x, self.dim, self.scaling.log_scale.dtype, name)
+        validate = self._validate_args
+        if Distribution._validate_args if validate is None else validate:
+            require_finite(x, name)
+        return x
+
+
+class FlowTransform(Transform):
+    """A flow in the vocabulary of torch.distributions, from data to noise.
+
+    ``TransformedDistribution(flow.prior, [flow.transform.inv])`` is the density of the flow.
+
+    Args:
+        flow: the flow; its parameters are shared, not copied.
+        cache_size: 0 or 1, as in torch.distributions; with 1 the last pair of points is kept,
+            which is wrong once the parameters have changed.
+
+    Source: chapter `nice`, section "In code".
+
+    >>> from torch.distributions import TransformedDistribution
+    >>> flow = NICE(4, hidden=8, num_hidden=1, prior="normal")
+    >>> density = TransformedDistribution(flow.prior, [flow.transform.inv])
+    >>> x = density.sample((3,))
+    >>> torch.allclose(density.log_prob(x), flow.log_prob(x), atol=1e-5)
+    True
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, flow: NICE, cache_size: int = 0) -> None:
+        super().__init__(cache_size=cache_size)
+        self.flow = flow
+
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
+        """The same transform with another cache size."""
+        return self if cache_size == self._cache_size else FlowTransform(self.flow, cache_size)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FlowTransform) and other.flow is self.flow
+
+    def __hash__(self) -> int:
+        return hash(id(self.flow))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow.inverse(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det dz/dx| (...,) at ``x`` (..., D); no second pass if couplings keep the volume."""
+        if all(isinstance(coupling, AdditiveCoupling) for coupling in self.flow.couplings):
+            return self.flow.scaling.log_scale.to(x.dtype).sum().expand(x.shape[:-1])
+        return self.flow(x)[1]
