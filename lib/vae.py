@@ -137,6 +137,10 @@ class VAE(nn.Module):
             base = Normal(output, self._deviation(output), validate_args=False)
         return Independent(base, flat.ndim - 1, validate_args=False)
 
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) for z (..., L), shape (...), in nats."""
+        return _log_normal(z)
+
     def elbo(
         self,
         x: Tensor,
@@ -160,7 +164,7 @@ class VAE(nn.Module):
         mean, log_var = self._posterior(x)
         z, log_q = self._draw(mean, log_var, num_samples, generator)
         reconstruction = self._log_likelihood(x, z).mean(0)
-        kl = gaussian_kl(mean, log_var) if analytic_kl else (log_q - _log_normal(z)).mean(0)
+        kl = gaussian_kl(mean, log_var) if analytic_kl else (log_q - self.log_prior(z)).mean(0)
         return ELBO(reconstruction - kl, reconstruction, kl)
 
     def iwae_bound(
@@ -191,7 +195,7 @@ class VAE(nn.Module):
         log_weights = []
         for size in _chunks(k, chunk_size):
             z, log_q = self._draw(mean, log_var, size, generator)
-            log_weights.append(self._log_likelihood(x, z) + _log_normal(z) - log_q)
+            log_weights.append(self._log_likelihood(x, z) + self.log_prior(z) - log_q)
         return torch.cat(log_weights).logsumexp(0) - math.log(k)
 
     def prior_bound(
@@ -214,7 +218,7 @@ class VAE(nn.Module):
         x = self._checked(x)
         log_likelihoods = []
         for size in _chunks(k, chunk_size):
-            z = self._normal((size, 1), x, generator)  # (k, 1, L)
+            z = self._draw_prior(size, x, generator)[:, None]  # (k, 1, L)
             log_likelihoods.append(self._log_likelihood(x, z))
         return torch.cat(log_likelihoods).logsumexp(0) - math.log(k)
 
@@ -222,7 +226,7 @@ class VAE(nn.Module):
         """Decoder means (n, *event) at ``n`` draws of the prior."""
         check_positive(n, "n")
         reference = next(self.decoder.parameters(), torch.empty(()))
-        return self.decode(self._normal((n,), reference, generator)).mean
+        return self.decode(self._draw_prior(n, reference, generator)).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Decoder means (B, *event) at the posterior means of x."""
@@ -289,6 +293,10 @@ class VAE(nn.Module):
             device=like.device,
             dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
         )
+
+    def _draw_prior(self, n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """z (n, L) from p(z)."""
+        return self._normal((n,), like, generator)
 
     def _draw(
         self,
