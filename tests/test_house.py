@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import zipfile
@@ -20,26 +21,23 @@ PRESENT = [
 ]
 
 
+@functools.cache
 def _modules_after(statement):
     code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-@pytest.fixture(scope="module")
-def with_torch():
-    return _modules_after("import torch, numpy, torch.distributions")
-
-
 @pytest.mark.parametrize("stem", PRESENT)
-def test_a_stem_pulls_in_torch_alone(stem, with_torch):
+def test_a_stem_pulls_in_torch_alone(stem):
+    with_torch = _modules_after("import torch, numpy, torch.distributions")
     new = {name.split(".")[0] for name in _modules_after(f"import lib.{stem}") - with_torch}
     unwanted = {"matplotlib", "IPython", "scipy", "sklearn", "tqdm", "pooch", "lightning_fabric"}
     assert not new & unwanted
 
 
 @pytest.mark.parametrize("stem", PRESENT)
-def test_a_stem_knows_nothing_of_the_other_rooms(stem, with_torch):
+def test_a_stem_knows_nothing_of_the_other_rooms(stem):
     ours = {name for name in _modules_after(f"import lib.{stem}") if name.startswith("lib.")}
     rooms = {name.split(".")[1] for name in ours}
     assert not rooms & {"data", "book", "training", "reproduce"}
@@ -69,8 +67,8 @@ def test_pairs_are_written_one_way(tmp_path):
     (tmp_path / "_config.yml").write_text("repository:\n  url: https://example.org/a/b\n")
     page = tmp_path / "chapters/x.md"
     page.write_text(
-        "---\nkernelspec:\n  display_name: Python 3\n  name: python3\n---\n\n# X\n\n```{code-cell}\n"
-        '%pip install "d @ git+https://example.org/old"\n```\n'
+        "---\nkernelspec:\n  display_name: Python 3\n  name: python3\n---\n\n# X\n\n"
+        '```{code-cell}\n%pip install "d @ git+https://example.org/old"\n```\n'
     )
     (tmp_path / "chapters/plain.md").write_text("# Plain\n")
     (first,) = write_pairs(tmp_path)
