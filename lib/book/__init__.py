@@ -6,7 +6,7 @@ A chapter says once, in its setup cell::
     style()
 """
 
-from lib.book._check import STEMS, Record, check, ledger
+from lib.book._check import STEMS, Record, check, recorded
 from lib.book._display import Table, claims, show, table
 from lib.book._style import BLUE, GREEN, INK, ORANGE, PINK, style
 
@@ -21,7 +21,7 @@ __all__ = [
     "Table",
     "check",
     "claims",
-    "ledger",
+    "recorded",
     "show",
     "style",
     "table",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from lib.book._display import emit
 
-__all__ = ["STEMS", "Record", "check", "ledger"]
+__all__ = ["STEMS", "Record", "check", "recorded"]
 
 STEMS = ("vae", "crf", "nce", "ode", "margin", "mixup", "nice", "vae_clustering")
 
@@ -107,9 +109,19 @@ def check(
     emit(record)
 
 
-def ledger() -> tuple[Record, ...]:
+def recorded() -> tuple[Record, ...]:
     """Every check passed so far in this process, in order."""
     return tuple(_records)
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Forget the checks passed inside."""
+    known = len(_records)
+    try:
+        yield
+    finally:
+        del _records[known:]
 
 
 def _array(label: str, name: str, value: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "PINK", "style"]
 
 # Okabe and Ito's colours that keep a contrast of 3:1 against white and against the dark page
 BLUE, GREEN, ORANGE, PINK = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
-INK = "#5f6871"
+INK = "#6b7480"
 
 
 def style(images: bool = False) -> None:
