@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -127,6 +128,8 @@ def unrecorded() -> Iterator[None]:
 def _array(label: str, name: str, value: Any) -> np.ndarray:
     """``value`` as a non-empty, finite NumPy array of numbers."""
     if isinstance(value, Tensor):
+        if value.dtype == torch.bfloat16:  # which NumPy does not know
+            raise TypeError(f"{label}: {name} must be float64, got {value.dtype}")
         value = value.detach().cpu().resolve_conj().numpy()
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":

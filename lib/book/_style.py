@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "PINK", "style"]
 
 # Okabe and Ito's colours that keep a contrast of 3:1 against white and against the dark page
 BLUE, GREEN, ORANGE, PINK = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
-INK = "#6b7480"
+INK = "#5f6871"
 
 
 def style(images: bool = False) -> None:
     """Give matplotlib the style of the book; called once, in the setup cell.
 
     Lines come in the order BLUE, GREEN, ORANGE, PINK with a dash pattern as the second cue. Figures
-    are SVG on a transparent ground, in ink that can be read on light and on dark pages.
+    are SVG on a transparent ground: the book lays a light card under them in the dark. On Colab,
+    which does not, the ground is white.
 
     Args:
         images: draw PNG at double resolution instead, for grids of many pictures.
@@ -23,6 +26,7 @@ def style(images: bool = False) -> None:
 
     colours = cycler(color=[BLUE, GREEN, ORANGE, PINK])
     dashes = cycler(linestyle=["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))])
+    ground = "white" if "google.colab" in sys.modules else "none"
     mpl.rcParams.update(
         {
             "axes.axisbelow": True,
@@ -38,7 +42,7 @@ def style(images: bool = False) -> None:
             "axes.titlecolor": INK,
             "figure.constrained_layout.use": True,
             "figure.dpi": 100,
-            "figure.facecolor": "none",
+            "figure.facecolor": ground,
             "figure.figsize": (6.4, 3.6),
             "axes.facecolor": "none",
             "font.size": 10,
@@ -51,7 +55,7 @@ def style(images: bool = False) -> None:
             "legend.labelcolor": INK,
             "lines.linewidth": 1.8,
             "lines.markersize": 5,
-            "savefig.facecolor": "none",
+            "savefig.facecolor": ground,
             "svg.fonttype": "none",
             "svg.hashsalt": "why-it-works",
             "text.color": INK,

@@ -135,8 +135,8 @@ def mutants_of(roots: Iterable[tuple[ast.AST, str | None]]) -> list[Mutant]:
 
 def _described(mutant: Mutant) -> Mutant:
     """The mutant with its description, in which a lone number or operator has its context."""
-    alone = isinstance(mutant.right, ast.Constant | ast.UnaryOp | ast.operator)
-    if not alone:
+    number = mutant.right.operand if isinstance(mutant.right, ast.UnaryOp) else mutant.right
+    if not isinstance(number, ast.Constant | ast.operator):
         text = f"{ast.unparse(mutant.right)} -> {ast.unparse(mutant.wrong)}"
     else:
         before = ast.unparse(mutant.parent)

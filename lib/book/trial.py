@@ -28,7 +28,8 @@ from lib.book.mutants import Mutant, mutants_of
 
 __all__ = ["LIMIT", "Trial", "try_chapter"]
 
-LIMIT = 12  # wrong versions tried for each label
+LIMIT = 32  # wrong versions tried for each label
+PATIENCE = 2.0  # seconds for a wrong version, over twenty times what the cell takes
 
 
 @dataclass
@@ -83,7 +84,7 @@ def _try_cell(
     start = time.perf_counter()
     for record in _run_as_printed(chapter, cell, tree, space):
         trials.setdefault(record.label, Trial(record.label)).records.append(record)
-    patience = 2 + 20 * (time.perf_counter() - start)
+    patience = PATIENCE + 20 * (time.perf_counter() - start)
     if before is None:
         return
     after, states = dict(space), _random_states()

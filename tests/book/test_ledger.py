@@ -1,0 +1,416 @@
+"""The formula ledger: its rules, tried on chapters that break them, then on the book itself."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lib.book.chapter import read_book, read_chapter
+from lib.book.dataflow import check_calls, slice_of
+from lib.book.formulas import in_book_order, page, score, without_errors
+from lib.book.ledger import scan, scan_book
+from lib.book.mutants import mutants_of
+from lib.book.trial import ChapterError, try_chapter
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOK = in_book_order(read_book(ROOT / "chapters"), ROOT)
+CAUGHT = 0.95  # of all wrong versions, those excused in survivors.toml counted as not caught
+
+GOOD = r"""---
+kernelspec: {display_name: Python 3, language: python, name: python3}
+excused: {eq-crf-family: definition of the model}
+---
+
+# A chapter
+
+```{code-cell} ipython3
+:tags: [remove-cell, setup]
+
+import sys
+if "google.colab" in sys.modules:
+    %pip install nothing
+```
+
+```{code-cell} ipython3
+:tags: [setup]
+
+import torch
+from lib.book import check
+from lib.crf import LinearChainCRF
+random = torch.Generator().manual_seed(1)
+x = torch.randn(2, 5, generator=random, dtype=torch.float64)
+model = LinearChainCRF(x[None], torch.zeros(5, 5).double())
+```
+
+$$
+P = e^f / Z
+$$ (eq-crf-family)
+
+In one line: $$ \log Z = \log \sum_i e^{x_i} $$ (eq-crf-line)
+
+```{code-cell} ipython3
+:tags: [check]
+
+check("eq-crf-line", printed=x.exp().sum(1).log(), oracle=torch.logsumexp(x, 1), by="torch")
+```
+
+$$
+\log Z = \sum_t \log \sum_i e^{x_{ti}}
+$$ (eq-crf-two-steps)
+
+The sum falls apart.
+
+```{code-cell} ipython3
+:tags: [check]
+
+total = 0.0
+for row in x:
+    total = total + row.exp().sum().log()
+everything = (x[0][:, None] + x[1]).exp().sum().log()
+check(
+    "eq-crf-two-steps", printed=total, oracle=everything,
+    lib=model.log_partition[0], by="enumeration",
+)
+```
+
+$$
+1 + 1 = 2
+$$
+
+$$
+y = x^2 + x
+$$ (eq-crf-square)
+
+```{code-cell} ipython3
+:tags: [check]
+
+y = x**2 + x
+check("eq-crf-square", printed=y, oracle=x * (x + 1), by="Horner's rule")
+```
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a chapter after replacing pieces of the good one, each of which must be there."""
+
+    def written(*changes, name="crf"):
+        text = GOOD
+        for old, new in changes:
+            assert text.count(old) >= 1, old
+            text = text.replace(old, new)
+        (tmp_path / f"{name}.md").write_text(text)
+        return read_chapter(tmp_path / f"{name}.md")
+
+    return written
+
+
+def test_a_good_chapter_passes_and_is_read_in_full(write):
+    chapter = write()
+    assert scan(chapter) == []
+    assert [(e.label, e.start, e.end) for e in chapter.equations] == [
+        ("eq-crf-family", 27, 29),
+        ("eq-crf-line", 31, 31),
+        ("eq-crf-two-steps", 39, 41),
+        (None, 58, 60),
+        ("eq-crf-square", 62, 64),
+    ]
+    assert chapter.equations[1].latex == r"\log Z = \log \sum_i e^{x_i}"
+    assert [cell.line for cell in chapter.code("check")] == [33, 45, 66]
+    assert chapter.code("setup")[0].python.endswith("    pass")
+
+
+FILL = "\n".join(["filler"] * 9)
+CHECK_LINE = 'check("eq-crf-line", printed=x.exp().sum(1).log()'
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ([("$$ (eq-crf-square)", "$$ (eq-crf-squares)")], "eq-crf-squares is printed but not ch"),
+        ([("$$ (eq-crf-square)", "$$ (eq-crf-squares)")], "eq-crf-square is checked but not pri"),
+        ([("$$ (eq-crf-square)", "$$ (square)")], "label square does not read eq-crf-<name>"),
+        ([("$$ (eq-crf-square)", "$$ (eq-nce-square)")], "eq-nce-square does not read eq-crf"),
+        ([("$$ (eq-crf-square)", "$$ (eq-crf-line)")], "eq-crf-line is printed before, at"),
+        ([("The sum falls apart.", FILL)], "the check of eq-crf-two-steps stands 12 lines below"),
+        ([(":tags: [check]\n\n" + CHECK_LINE, ":tags: []\n\n" + CHECK_LINE)], "not tagged check"),
+        ([('check("eq-crf-line"', 'check("eq-crf-" + "line"')], "must be a label, written out"),
+        ([(', by="torch"', "")], 'does not name its oracle, by="..."'),
+        ([(', by="torch"', ', by=""')], 'does not name its oracle, by="..."'),
+        ([("oracle=torch.logs", "other=torch.logs")], "must name printed= and oracle="),
+        ([("eq-crf-family: definition", "eq-crf-gone: definition")], "eq-crf-gone is excused but"),
+        ([("definition of the model", "definition")], "gives no reason: 'definition'"),
+        ([("eq-crf-family:", "eq-crf-line:")], "eq-crf-line is excused but checked all the same"),
+        ([("excused: {", "excused: {eq-crf-line: three words here, ")], "2 of 4 labels are excu"),
+        ([("1 + 1 = 2\n$$", "1\n$$\n\n$$\n2\n$$\n\n$$ 3 $$")], "3 of 7 display equations have no"),
+        ([("1 + 1 = 2\n$$", "1 + 1 = 2\n$$\n\n$$")], "$$ without its partner"),
+        ([("The sum", "\\begin{align}\nThe sum")], "must stand between $$ and $$"),
+        ([("The sum", "\\[ a \\] The sum")], "must stand between $$ and $$"),
+        ([("printed=total", "printed=model.log_partition[0]")], "printed= of eq-crf-two-steps le"),
+        ([("oracle=everything", "oracle=model.log_partition[0]")], "oracle= of eq-crf-two-steps l"),
+        ([("total = 0.0", "total = 0 * model.log_partition[0]")], "leans on lib through model"),
+        ([("x = torch.randn(2", "x = model_of(LinearChainCRF) or torch.randn(2")], "through x"),
+        ([("check(\n", "print(\n")], "a cell tagged check that calls no check"),
+    ],
+)
+def test_each_rule_is_enforced(write, changes, problem):
+    problems = scan_book([write(*changes)])
+    assert any(problem in line for line in problems), problems
+    assert all(line.startswith("crf.md:") for line in problems)
+
+
+def test_a_label_is_printed_once_in_the_whole_book(write):
+    chapters = [write(), write(name="nce")]
+    assert any("eq-crf-line is printed before, at crf.md:31" in p for p in scan_book(chapters))
+
+
+def test_the_stem_with_a_hyphen_is_told_apart(write):
+    clustering = [("eq-crf-", "eq-vae-clustering-")]
+    assert scan(write(*clustering, name="vae_clustering")) == []
+    assert any("does not read eq-vae-<name>" in p for p in scan(write(*clustering, name="vae")))
+
+
+def test_formulas_in_code_are_not_printed_formulas(write):
+    fenced = "The sum falls apart.\n```text\n$$ a $$ (eq-crf-no)\n```\nNot `$$ b $$` either."
+    assert len(write(("The sum falls apart.", fenced)).equations) == 5
+
+
+def slice_names(code):
+    """Names that feed printed= and not oracle=, and the statements that do, as source."""
+    tree = ast.parse(code)
+    (call,) = check_calls(tree)
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    own = slice_of(tree, call, [given.pop("printed")]).pieces
+    own -= slice_of(tree, call, list(given.values())).pieces
+    return sorted(ast.unparse(piece.node).splitlines()[0] for piece in own)
+
+
+@pytest.mark.parametrize(
+    ("code", "own"),
+    [
+        ("a = f(x)\nb = g(x)\ncheck('', printed=a, oracle=b)", ["a = f(x)"]),
+        ("x = f()\na = x\nb = x\ncheck('', printed=a, oracle=b)", ["a = x"]),
+        ("a = 1\na = f(2)\ncheck('', printed=a, oracle=3)", ["a = f(2)"]),
+        ("a = 1\na += f(2)\ncheck('', printed=a, oracle=3)", ["a += f(2)", "a = 1"]),
+        (
+            "a = [0]\nfor t in range(3):\n    a.append(a[t - 1])\ncheck('', printed=a, oracle=3)",
+            ["a = [0]", "a.append(a[t - 1])", "for t in range(3):"],
+        ),
+        (
+            "for t in r:\n    a = f(c)\n    c = g(t)\n    b = h(t)\ncheck('', printed=a, oracle=b)",
+            ["a = f(c)", "c = g(t)"],
+        ),
+        ("a[0] = f()\ncheck('', printed=a, oracle=3)", ["a[0] = f()"]),
+        ("def f(u):\n    return u\ncheck('', printed=f(x), oracle=3)", ["def f(u):"]),
+        ("def f(u):\n    return u\ncheck('', printed=f(x), oracle=f(y))", []),
+        ("u = 1\nb = [u for u in y]\ncheck('', printed=u, oracle=b)", ["u = 1"]),
+        ("u = 1\nb = map(lambda u: u, y)\ncheck('', printed=u, oracle=b)", ["u = 1"]),
+        ("torch.manual_seed(0)\ncheck('', printed=torch.f(), oracle=3)", []),
+        ("with c as d:\n    a = d\ncheck('', printed=a, oracle=3)", ["a = d", "with c as d:"]),
+        ("if c:\n    a = 1\ncheck('', printed=a, oracle=c)", ["a = 1", "if c:"]),
+        ("init_(a)\ncheck('', printed=a, oracle=3)", ["init_(a)"]),
+        ("check('', printed=a, oracle=3)\na = 1", []),
+    ],
+)
+def test_the_transcription_is_followed_back_through_the_cell(code, own):
+    assert slice_names(code) == own
+
+
+def wrong_versions(expression):
+    tree = ast.parse(f"printed = {expression}")
+    before = ast.dump(tree)
+    found = [mutant.description for mutant in mutants_of([(tree.body[0], "value")])]
+    assert ast.dump(tree) == before, "listing the wrong versions leaves the right one alone"
+    assert len(set(found)) == len(found)
+    return {text.split(" -> ")[1] for text in found}
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("a + b", {"a - b", "a", "b", "a + 2 * b"}),
+        ("a - b", {"a + b", "a", "a - 2 * b"}),
+        ("a * b", {"a / b", "a", "b"}),
+        ("a / b", {"a * b", "a"}),
+        ("-a", {"a"}),
+        ("~a", {"a"}),
+        ("a ** 2", {"a * 2", "a ** 3"}),
+        ("f(0.5)", {"f(1.0)"}),
+        ("f(0.0)", {"f(1.0)"}),
+        ("f(-3)", {"f(-2)", "f(3)"}),
+        ("f(True, 'word', None)", set()),
+        ("x[2]", {"x[3]", "x[1]"}),
+        ("x[-1]", {"x[-2]"}),
+        ("x[:-1]", {":-2"}),
+        ("x[t]", {"x[t - 1]"}),
+        ("x[t - 1]", {"t + 1", "t", "t - 2", "t - 0"}),
+        ("x[i, j]", {"x[i - 1, j]", "x[i, j - 1]", "x[j, i]"}),
+        ("x[:, None]", {"x[None, :]"}),
+        ("x[1:t]", {"x[1:t - 1]", "2:t", "0:t"}),
+        ("x[::-1]", {"x", "::-2"}),
+        ("x.T", {"x"}),
+        ("torch.log(x)", {"torch.exp(x)"}),
+        ("x.exp()", {"x.expm1()", "(-x).exp()"}),
+        ("torch.logsumexp(x, 0)", {"torch.amax(x, 0)", "torch.logsumexp(-x, 0)", None}),
+        ("x.sum(dim=-1)", {"x.mean(dim=-1)", "(-x).sum(dim=-1)", "dim=-2"}),
+        ("x.sum(-1, keepdim=True)", {None, "x.mean(-1, keepdim=True)"}),
+        ("sum(f(t) for t in range(n))", {"max((f(t) for t in range(n)))", "range(n - 1)"}),
+        ("torch.where(c, a, b)", {"torch.where(c, b, a)"}),
+        ("torch.einsum('ij,jk->ik', a, b)", {None}),
+        ("a < b", {"a > b"}),
+        ("a if c else b", {"b if c else a"}),
+        ("torch.randn(3, 4)", set()),
+        ("x.reshape(3, 4)", set()),
+        ("(a + b).reshape(3)", {"a - b", "a", "b", "a + 2 * b"}),
+        ("x.transpose(0, 1)", {"x", None}),
+        ("x.flip(0)", {"x", None}),
+    ],
+)
+def test_formulas_are_falsified_by_sign_factor_index_and_function(expression, expected):
+    found = wrong_versions(expression)
+    named = {text for text in expected if text}
+    assert named <= found
+    assert None in expected or {text for text in found if "(" not in text} <= named
+
+
+def test_augmented_assignments_and_functions_are_falsified():
+    tree = ast.parse("def f(u=1):\n    'words'\n    u *= 3\n    return u")
+    found = {mutant.description for mutant in mutants_of([(tree.body[0], None)])}
+    assert found == {"u *= 3 -> u /= 3", "u *= 3 -> u *= 4"}
+
+
+def test_a_good_chapter_catches_every_wrong_version(write):
+    trials = try_chapter(write())
+    assert list(trials) == ["eq-crf-line", "eq-crf-two-steps", "eq-crf-square"]
+    for trial in trials.values():
+        assert trial.survived == []
+        assert len(trial.killed) == trial.tried >= 4
+        assert [record.label for record in trial.records] == [trial.label]
+    assert trials["eq-crf-line"].records[0].by == "torch"
+    assert trials["eq-crf-two-steps"].records[0].against_lib
+
+
+def test_a_lazy_point_lets_wrong_versions_through(write):
+    lazy = [("y = x**2 + x", "x = torch.zeros(2, 5).double()\ny = x**2 + x")]
+    trial = try_chapter(write(*lazy))["eq-crf-square"]
+    assert "x ** 2 + x -> x ** 2 - x" in trial.survived
+    assert "x ** 2 -> x ** 3" in trial.survived
+
+
+def test_a_loose_tolerance_lets_wrong_versions_through(write):
+    loose = [('by="Horner\'s rule"', 'by="Horner\'s rule", atol=100.0')]
+    trial = try_chapter(write(*loose))["eq-crf-square"]
+    assert trial.killed == []
+    assert len(trial.survived) >= 5
+
+
+def test_a_formula_shared_with_the_oracle_is_not_tried(write):
+    shared = [("y = x**2 + x", "y = x**2 + x"), ("oracle=x * (x + 1)", "oracle=y + 0")]
+    assert try_chapter(write(*shared))["eq-crf-square"].tried == 0
+
+
+def test_only_the_check_itself_catches(write):
+    crash = [("y = x**2 + x", "y = x**2 + x\nassert y.min() > -0.2501")]
+    trial = try_chapter(write(*crash))["eq-crf-square"]
+    assert "x ** 2 + x -> x ** 2 - x" in trial.killed
+    assert "x ** 2 + x -> x" not in trial.killed + trial.survived
+
+
+def test_a_wrong_version_that_never_ends_is_given_up(write, monkeypatch):
+    endless = "i = 3\nwhile i > 0:\n    i = i - 1\ny = x**2 + x + i"
+    monkeypatch.setattr("lib.book.trial.PATIENCE", 0.05)
+    trial = try_chapter(write(("y = x**2 + x", endless)))["eq-crf-square"]
+    assert "i - 1 -> i + 1" not in trial.killed + trial.survived
+    assert trial.killed
+
+
+def test_runs_do_not_disturb_one_another(write):
+    in_place = "x.add_(0.1)\ndraw = torch.randn(2, 5, generator=random).double()\ny = x**2 + x"
+    after = GOOD[GOOD.index("y = x**2 + x") :].replace("```\n", "assert x.std() < 2\n```\n")
+    chapter = write((GOOD[GOOD.index("y = x**2 + x") :], after), ("y = x**2 + x", in_place))
+    assert try_chapter(chapter)["eq-crf-square"].survived == []
+
+
+def test_a_cell_that_does_not_run_is_named(write):
+    with pytest.raises(
+        ChapterError, match=r"crf\.md:66: AssertionError.*eq-crf-square: printed and oracle"
+    ):
+        try_chapter(write(("y = x**2 + x", "y = x**2 - x")))
+    with pytest.raises(ChapterError, match=r"crf\.md:66: NameError"):
+        try_chapter(write(("y = x**2 + x", "y = trained**2 + x")))
+
+
+def test_the_page_lists_every_formula_with_its_trial(write):
+    chapter = write()
+    text = page([chapter], {"crf": try_chapter(chapter)})
+    assert "**{eq}`eq-crf-two-steps` two steps** `eq-crf-two-steps`" in text
+    assert "\\log Z = \\sum_t \\log \\sum_i e^{x_{ti}}" in text
+    assert "enumeration and lib · tolerance 1e-09, error" in text
+    assert "not checked: definition of the model" in text
+    assert "| [crf](crf.md) | 4 | 3 | 1 |" in text
+    assert without_errors(text) == without_errors(text.replace("error 0e+00", "error 7e-16"))
+    assert without_errors(text) != without_errors(text.replace("x^2", "x^3"))
+
+
+# The book itself
+
+
+@functools.cache
+def trials_of(stem):
+    return try_chapter(next(chapter for chapter in BOOK if chapter.stem == stem))
+
+
+def survivors():
+    path = ROOT / "tests/book/survivors.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+chapters = pytest.mark.parametrize("chapter", BOOK, ids=lambda chapter: chapter.stem)
+
+
+def test_the_book_keeps_the_rules():
+    assert scan_book(BOOK) == []
+
+
+@chapters
+def test_every_check_catches_wrong_versions(chapter):
+    excused = survivors()
+    for label, trial in trials_of(chapter.stem).items():
+        assert trial.killed, f"{label}: no wrong version was caught of {trial.survived}"
+        reasons = excused.get(label, {})
+        missing = [text for text in trial.survived if text not in reasons]
+        assert not missing, f"{label}: slipped through and not explained: {missing}"
+
+
+@chapters
+def test_explained_survivors_are_still_there(chapter):
+    trials = trials_of(chapter.stem)
+    for label, reasons in survivors().items():
+        if label not in trials:
+            continue
+        stale = set(reasons) - set(trials[label].survived)
+        assert not stale, f"survivors.toml: {label} has no such survivor: {stale}"
+        assert all(len(reason.split()) >= 4 for reason in reasons.values()), label
+
+
+def test_explained_survivors_belong_to_formulas_of_the_book():
+    labels = {equation.label for chapter in BOOK for equation in chapter.equations}
+    assert set(survivors()) <= labels
+
+
+@pytest.mark.skipif(not BOOK, reason="the book has no chapter yet")
+def test_the_book_catches_nearly_all_and_the_page_says_so():
+    trials = {chapter.stem: trials_of(chapter.stem) for chapter in BOOK}
+    print(score(BOOK, trials))
+    every = [trial for held in trials.values() for trial in held.values()]
+    killed, tried = sum(len(t.killed) for t in every), sum(t.tried for t in every)
+    assert killed >= CAUGHT * tried
+    stored = (ROOT / "chapters/formulas.md").read_text(encoding="utf-8")
+    assert without_errors(stored) == without_errors(page(BOOK, trials)), (
+        "chapters/formulas.md is out of date: read each changed formula against its "
+        "transcription, then run `make formulas`"
+    )
