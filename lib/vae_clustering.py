@@ -123,8 +123,7 @@ class ClusterVAE(VAE):
         p = log_p.exp()
         reconstruction = self._log_likelihood(x, z).mean(0)
         alignment = (log_q - (p * self._log_components(z)).sum(-1)).mean(0)
-        # entr takes 0 log 0 as 0, for classes that have underflown
-        balance = (torch.special.entr(p).sum(-1).neg() + math.log(self.num_clusters)).mean(0)
+        balance = ((p * log_p).sum(-1) + math.log(self.num_clusters)).mean(0)
         value = reconstruction - alignment - balance
         return ClusterELBO(value, reconstruction, alignment, balance)
 

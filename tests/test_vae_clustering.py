@@ -1,0 +1,228 @@
+"""lib.vae_clustering against enumeration over clusters, quadrature over z and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+
+from lib.vae_clustering import ClusterVAE, cluster_accuracy, purity
+
+
+class Halves(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).chunk(2, -1)
+
+
+def cluster_vae(latent=3, clusters=4, seed=0, dtype=torch.float64, **options):
+    torch.manual_seed(seed)
+    model = ClusterVAE(
+        Halves(5, 2 * latent), nn.Linear(latent, 5), latent, num_clusters=clusters, **options
+    )
+    with torch.no_grad():
+        model.means.normal_()
+    return model.to(dtype)
+
+
+def images(n=6, seed=1):
+    return torch.randn(n, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_three_terms_are_the_joint_kl_summed_over_clusters(classifier, seed):
+    model, x = cluster_vae(seed=seed, classifier=classifier), images(seed=seed)
+    bound = model.elbo(x, generator=torch.Generator().manual_seed(9))
+    posterior = model.encode(x)
+    noise = torch.randn(6, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    z = posterior.mean + posterior.stddev * noise
+    p = model.log_classes(z).exp()
+    total = torch.zeros(6, dtype=torch.float64)
+    for y in range(4):
+        log_joint_q = (
+            Normal(model.means[y], 1.0).log_prob(z).sum(1)
+            - math.log(4)
+            + model.decode(z).log_prob(x)
+        )
+        total += p[:, y] * (log_joint_q - posterior.log_prob(z) - p[:, y].log())
+    torch.testing.assert_close(bound.value, total)
+    torch.testing.assert_close(bound.value, bound.reconstruction - bound.alignment - bound.balance)
+
+
+def test_the_bayes_rule_is_the_posterior_of_the_mixture():
+    model = cluster_vae(classifier="bayes")
+    z = images()[:, :3]
+    mixture = torch.stack([Normal(m, 1.0).log_prob(z).sum(1) for m in model.means], 1).exp()
+    torch.testing.assert_close(
+        model.log_classes(z).exp(), mixture / mixture.sum(1, keepdim=True), rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_classifier_beats_the_bayes_rule_and_there_the_sum_over_clusters_collapses(seed):
+    bayes, x = cluster_vae(seed=seed, classifier="bayes"), images()
+    draws = torch.Generator()
+    best = bayes.elbo(x, generator=draws.manual_seed(2))
+    posterior = bayes.encode(x)
+    noise = torch.randn(6, 3, generator=draws.manual_seed(2), dtype=torch.float64)
+    z = posterior.mean + posterior.stddev * noise
+    mixture = MixtureSameFamily(
+        Categorical(torch.ones(4, dtype=torch.float64)),
+        torch.distributions.Independent(Normal(bayes.means, torch.ones_like(bayes.means)), 1),
+    )
+    torch.testing.assert_close(
+        best.alignment + best.balance,
+        posterior.log_prob(z) - mixture.log_prob(z),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    torch.testing.assert_close(bayes.log_prior(z), mixture.log_prob(z))
+    for other in range(5):
+        network = cluster_vae(seed=other, classifier="network")
+        network.load_state_dict({**network.state_dict(), **bayes.state_dict()}, strict=True)
+        worse = network.elbo(x, generator=draws.manual_seed(2))
+        assert (worse.value < best.value + 1e-12).all()
+
+
+def test_balance_is_mutual_information_plus_the_divergence_of_the_mean():
+    model, x = cluster_vae(), images(50)
+    generator = torch.Generator().manual_seed(3)
+    balance = model.elbo(x, generator=generator).balance.mean()
+    posterior = model.encode(x)
+    noise = torch.randn(50, 3, generator=generator.manual_seed(3), dtype=torch.float64)
+    p = model.log_classes(posterior.mean + posterior.stddev * noise).exp()
+    mean = p.mean(0)
+    information = (p * (p / mean).log()).sum(1).mean()
+    torch.testing.assert_close(balance, information + (mean * (4 * mean).log()).sum())
+
+
+def test_the_bound_is_below_the_quadrature_of_p_x():
+    model, x = cluster_vae(latent=1, classifier="bayes", variance=0.5), images(3)
+    z = torch.linspace(-12, 12, 20_001, dtype=torch.float64)[:, None]
+    log_joint = model.decode(z[:, None]).log_prob(x) + model.log_prior(z)[:, None]
+    exact = (log_joint.exp() * (z[1] - z[0])).sum(0).log()
+    bound = model.elbo(x, num_samples=4000).value
+    assert (bound < exact + 0.1).all()
+    tight = model.iwae_bound(x, 20_000, generator=torch.Generator().manual_seed(0))
+    assert (tight - exact).abs().max() < 0.1
+    prior = model.prior_bound(x, 200_000, generator=torch.Generator().manual_seed(0))
+    assert (prior - exact).abs().max() < 0.1
+
+
+def test_confident_classes_do_not_become_nan():
+    model = cluster_vae(classifier="bayes")
+    with torch.no_grad():
+        model.means.mul_(1e3)
+    bound = model.elbo(images())
+    (-bound.value.mean()).backward()
+    assert bound.value.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_predictions_are_the_classifier_at_the_encoder_s_mean():
+    model, x = cluster_vae(), images()
+    proba = model.predict_proba(x)
+    torch.testing.assert_close(proba.sum(1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(proba, model.log_classes(model.encode(x).mean).exp())
+    assert model.predict(x).equal(proba.argmax(1))
+    assert model.predict(x).dtype == torch.long
+
+
+def test_samples_come_from_the_cluster_that_was_asked_for():
+    model = cluster_vae(latent=2, clusters=3)
+    with torch.no_grad():
+        model.means.copy_(torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, -80.0]]))
+    model.decoder = nn.Identity()
+    draws = torch.Generator().manual_seed(0)
+    for y in range(3):
+        z = model.sample(4000, cluster=y, generator=draws)
+        torch.testing.assert_close(z.mean(0), model.means[y].detach(), atol=0.08, rtol=0)
+        torch.testing.assert_close(z.var(0), torch.ones(2, dtype=torch.float64), atol=0.1, rtol=0)
+    z = model.sample(3000, generator=draws)
+    nearest = torch.cdist(z, model.means).argmin(1).bincount(minlength=3)
+    assert (nearest - 1000).abs().max() < 4 * math.sqrt(3000 * 2 / 9)
+
+
+def test_state_dict_names():
+    names = set(cluster_vae().state_dict()) - {
+        f"{net}.{kind}" for net in ("encoder", "decoder") for kind in ("weight", "bias")
+    }
+    assert names == {"means"} | {f"classifier.{i}.{k}" for i in (0, 2) for k in ("weight", "bias")}
+    assert "classifier.0.weight" not in cluster_vae(classifier="bayes").state_dict()
+
+
+def test_a_module_can_be_the_classifier():
+    model = cluster_vae(classifier=nn.Linear(3, 4))
+    assert model.elbo(images()).value.shape == (6,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_bound_in_float32(dtype):
+    model, x = cluster_vae(dtype=torch.float32), images().float()
+    exact = model.elbo(x, generator=torch.Generator().manual_seed(1)).value
+    with torch.autocast("cpu", dtype=dtype):
+        value = model.elbo(x, generator=torch.Generator().manual_seed(1)).value
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, exact, rtol=0.05, atol=0.3)
+
+
+def _by_enumeration(labels, clusters):
+    names, groups = np.unique(labels), np.unique(clusters)
+    size = max(len(names), len(groups))
+    return max(
+        np.mean([perm[np.searchsorted(groups, c)] == np.searchsorted(names, v)
+                 for v, c in zip(labels, clusters, strict=True)])
+        for perm in permutations(range(size))
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_labels", "num_clusters"), [(3, 3), (4, 2), (2, 5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_against_enumeration_and_scikit_learn(num_labels, num_clusters, seed):
+    rng = np.random.default_rng(seed)
+    labels, clusters = rng.integers(num_labels, size=31), rng.integers(num_clusters, size=31)
+    assert cluster_accuracy(labels, clusters) == pytest.approx(_by_enumeration(labels, clusters))
+    contingency = pytest.importorskip("sklearn.metrics.cluster").contingency_matrix
+    expected = contingency(labels, clusters).max(0).sum() / 31
+    assert purity(labels, torch.tensor(clusters)) == pytest.approx(expected)
+    assert purity(labels, clusters) >= cluster_accuracy(labels, clusters)
+
+
+def test_scores_do_not_depend_on_names():
+    labels, clusters = [3, 3, 9, 9, 9, 1], [100, 100, -5, -5, 100, 7]
+    assert cluster_accuracy(labels, clusters) == pytest.approx(5 / 6)
+    assert cluster_accuracy([0, 0, 1, 1, 1, 2], [2, 2, 0, 0, 2, 1]) == pytest.approx(5 / 6)
+    assert purity(labels, [0, 1, 2, 3, 4, 5]) == 1.0
+
+
+@pytest.mark.parametrize("score", [cluster_accuracy, purity])
+@pytest.mark.parametrize(
+    ("labels", "clusters", "message"),
+    [
+        ([0, 1], [0], "same length, got 2 and 1"),
+        ([], [], r"labels must be integers of shape \(N,\)"),
+        ([0.5, 1.0], [0, 1], "labels must be integers"),
+        ([0, 1], [[0], [1]], r"clusters must be integers .* of shape \(2, 1\)"),
+    ],
+)
+def test_bad_scores_are_refused(score, labels, clusters, message):
+    with pytest.raises(ValueError, match=message):
+        score(labels, clusters)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="num_clusters must be at least 1, got 0"):
+        cluster_vae(clusters=0)
+    with pytest.raises(ValueError, match="'tree'"):
+        cluster_vae(classifier="tree")
+    with pytest.raises(ValueError, match=r"cluster must be in \[0, 4\), got 4"):
+        cluster_vae().sample(3, cluster=4)
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        cluster_vae().sample(0)
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        cluster_vae().elbo(images(), num_samples=0)
