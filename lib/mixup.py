@@ -65,10 +65,11 @@ def mixup(
     (torch.Size([4, 1]), tensor([1., 1., 1., 1.]))
     """
     _check_batch(x, y, out)
-    targets = _targets(y, num_classes, x)
+    _check_labels(y, num_classes)
     weight = _draw_beta(alpha, len(x) if per_sample else 1, x, generator)
     partner = _partner(len(x), pairing, x.device, generator)
-    return _mix(x, weight, partner, out), _mix(targets, weight, partner)
+    labels = _mix_labels(y, num_classes, weight, partner, x.dtype)
+    return _mix(x, weight, partner, out), labels
 
 
 def sample_pairing(
@@ -118,13 +119,13 @@ def cutmix(
 
     >>> images = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)
     >>> mixed, soft = cutmix(images, torch.tensor([0, 1]), num_classes=2, pairing="halves")
-    >>> bool((mixed.mean((1, 2, 3)) == soft[:, 1]).all())
+    >>> torch.allclose(mixed.mean((1, 2, 3)), soft[:, 1])
     True
     """
     _check_batch(x, y, None)
     if x.ndim < 3:
         raise ValueError(f"x must be images (B, ..., H, W), got shape {tuple(x.shape)}")
-    targets = _targets(y, num_classes, x)
+    _check_labels(y, num_classes)
     drawn = float(_draw_beta(alpha, 1, x, generator))
     partner = _partner(len(x), pairing, x.device, generator)
     rows, columns = (_interval(size, drawn, generator) for size in x.shape[-2:])
@@ -132,7 +133,7 @@ def cutmix(
     mixed[..., rows, columns] = x[..., rows, columns][partner]
     covered = (rows.stop - rows.start) * (columns.stop - columns.start)
     kept = 1 - covered / (x.shape[-2] * x.shape[-1])
-    return mixed, _mix(targets, kept, partner)
+    return mixed, _mix_labels(y, num_classes, kept, partner, x.dtype)
 
 
 class MixupCollate:
@@ -197,21 +198,32 @@ def _check_batch(x: Tensor, y: Tensor, out: Tensor | None) -> None:
         raise ValueError(f"out must be {x.dtype} of shape {tuple(x.shape)} like x, got {seen}")
 
 
-def _targets(y: Tensor, num_classes: int | None, x: Tensor) -> Tensor:
-    """Labels that can be mixed: one-hot from classes, floating point from the rest."""
-    if y.is_floating_point():
-        return y
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    if y.ndim > 1:
-        return y.to(dtype)
+def _check_labels(y: Tensor, num_classes: int | None) -> None:
+    if y.is_floating_point() or y.ndim > 1:
+        return
     if num_classes is None:
         raise ValueError("num_classes must be given for integer labels of shape (B,)")
-    low, high = int(y.min()), int(y.max())
+    low, high = (int(bound) for bound in y.aminmax())
     if low < 0 or high >= num_classes:
         raise ValueError(f"y must hold classes in [0, {num_classes}), got {low} to {high}")
-    return torch.zeros(len(y), num_classes, dtype=dtype, device=y.device).scatter_(
-        1, y[:, None].long(), 1.0
-    )
+
+
+def _mix_labels(
+    y: Tensor,
+    num_classes: int | None,
+    weight: float | Tensor,
+    partner: Tensor | int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Mixed labels: floating point as they are, classes and multi-hot in at least float32."""
+    dtype = dtype if dtype == torch.float64 else torch.float32
+    if y.is_floating_point() or y.ndim > 1:
+        return _mix(y if y.is_floating_point() else y.to(dtype), weight, partner)
+    own = y.long()
+    other = own.roll(-partner) if isinstance(partner, int) else own[partner]
+    share = torch.as_tensor(weight, dtype=dtype, device=y.device).expand(len(y))[:, None]
+    soft = torch.zeros(len(y), num_classes or 0, dtype=dtype, device=y.device)
+    return soft.scatter_(1, own[:, None], share).scatter_add_(1, other[:, None], 1 - share)
 
 
 def _draw_beta(
@@ -223,6 +235,9 @@ def _draw_beta(
     if alpha == 0:
         return 1.0
     device = "cpu" if generator is None else generator.device
+    if alpha == 1:
+        drawn = torch.rand(n, dtype=torch.float64, device=device, generator=generator)
+        return drawn.item() if n == 1 else drawn.to(like.device)
     shape = torch.full((2, n), alpha + 1.0, dtype=torch.float64, device=device)
     # Gamma(a) = Gamma(a + 1) U^(1/a), in logarithms: U^(1/a) underflows where a is small
     uniform = 1 - torch.rand(2, n, dtype=torch.float64, device=device, generator=generator)
