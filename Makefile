@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 BOOK  := $(B)/jupyter-book build . -W --keep-going -n
 STEMS := $(notdir $(basename $(wildcard benchmarks/[a-z]*.py)))
 
-.PHONY: book test data bench reproduce pairs lint serve clean
+.PHONY: book test data sets bench reproduce pairs formulas lint serve clean
 
 book: .venv/ready sets            ## build the book into _build/html
 	$(BOOK)
@@ -40,6 +40,9 @@ reproduce: .venv/ready            ## run the full-size experiments (hours), resu
 
 pairs: .venv/ready                ## chapters/*.md -> chapters/*.ipynb, never the other way
 	$(B)/python -m lib.book.pairs
+
+formulas: .venv/ready             ## put all formulas on trial and write the page that lists them
+	$(B)/python -m lib.book.formulas
 
 lint: .venv/ready
 	$(B)/ruff check .
