@@ -52,5 +52,5 @@ __all__ = [
 ]
 
 for _family in (_peoples_daily, _verses, _words, _images, _series):
-    for _spec in _family.SPECS:
-        register(_spec)
+    for _set in _family.SPECS:
+        register(_set)

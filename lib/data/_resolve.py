@@ -78,7 +78,7 @@ def _obtain(spec: Spec) -> tuple[Raw, str]:
     if not spec.files:
         return {}, "numbers in the source code"
     if os.environ.get("LIB_DATA"):
-        raw = read_folder(spec, Path(os.environ["LIB_DATA"]) / spec.name)
+        raw = read_folder(spec, Path(os.environ["LIB_DATA"]).expanduser() / spec.name)
         if len(raw) == len(spec.files):
             return raw, "the LIB_DATA folder, sha256 verified"
         if raw:
@@ -105,7 +105,7 @@ def _embedded(spec: Spec) -> Dataset:
 
 def _embedded_file(name: str, seal: RawFile) -> bytes:
     path = resources.files(__package__) / "embedded" / f"{name}.xz"
-    return verify(path, lzma.decompress(path.read_bytes()), seal)
+    return verify(str(path), lzma.decompress(path.read_bytes()), seal)
 
 
 def cache_folder() -> Path:
@@ -129,7 +129,7 @@ def read_folder(spec: Spec, folder: Path) -> Raw:
     raw = {}
     for name, seal in spec.files.items():
         for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
+            if os.path.isfile(path):  # False, not an error, in a folder that is closed to us
                 raw[name] = verify(path, _read(path, seal), seal)
                 break
     return raw
@@ -174,7 +174,8 @@ def fetch_into(
                 offered = source.fetch(wanted) if wanted else {}
                 brought = {
                     name: verify(f"{name} from {source}", offered[name], spec.files[name])
-                    for name in wanted & offered.keys()
+                    for name in spec.files
+                    if name in wanted and name in offered
                 }
             except Exception as error:  # whatever a source dies of, the next one gets its turn
                 failures[str(source)] = error
@@ -243,4 +244,8 @@ def _store(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=4)
+    """Warn at the line outside of this package that asked for the data."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__package__") == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DataWarning, stacklevel=level)

@@ -26,17 +26,19 @@ _PATIENCE = 600
 
 def _run(*command: str, cwd: Path) -> bytes:
     """The standard output of a client; its last word on standard error if it fails."""
-    if shutil.which(command[0]) is None:
+    client = shutil.which(command[0])
+    if client is None:
         raise DataError(f"{command[0]} is not installed")
+    call = (client, *command[1:])
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(call, cwd=cwd, capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{command[0]} did not finish in {_PATIENCE} s") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         errors = [line for line in lines if line.startswith(("ERROR", "npm ERR", "npm err", "E:"))]
         said = " ".join(errors[:2] or lines[-1:])
-        raise DataError(f"{' '.join(command[:4])} failed: {said}")
+        raise DataError(f"the client failed: {said}")
     return done.stdout
 
 
@@ -142,13 +144,14 @@ class Web:
             import pooch
         except ImportError as error:
             raise DataError("pooch is not installed (pip install pooch)") from error
-        pooch.get_logger().setLevel("ERROR")
+        pooch.get_logger().setLevel("WARNING")
+        http = pooch.HTTPDownloader(progressbar=find_spec("tqdm") is not None, timeout=30)
         files = {}
         with tempfile.TemporaryDirectory(prefix="lib-data-") as folder:
             for name in (name for name in wanted if name in self.urls):
                 url = self.urls[name]
-                # No hash here: servers compress alike files differently, the caller hashes raw bytes.
-                path = pooch.retrieve(url, None, fname=Path(url).name, path=folder)
+                # No hash here: servers compress the same file in many ways; the caller has one.
+                path = pooch.retrieve(url, None, fname=Path(url).name, path=folder, downloader=http)
                 files[name] = _unpacked(url, Path(path).read_bytes())
         return files
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
@@ -186,8 +187,9 @@ def verify(path: object, data: bytes, expected: RawFile) -> bytes:
     seen = RawFile(len(data), hashlib.sha256(data).hexdigest())
     if seen == expected:
         return data
+    hint = "; delete it to have it fetched anew" if isinstance(path, Path) else ""
     cut = " (it is cut off)" if seen.size < expected.size else ""
     raise WrongFileError(
         f"{path} is not the file it should be{cut}: expected {expected.size:,} raw bytes with "
-        f"sha256 {expected.sha256}, seen {seen.size:,} raw bytes with sha256 {seen.sha256}"
+        f"sha256 {expected.sha256}, seen {seen.size:,} raw bytes with sha256 {seen.sha256}{hint}"
     )

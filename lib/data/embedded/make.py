@@ -1,6 +1,7 @@
 """Rebuild the embedded files: ``LIB_DATA=.data python lib/data/embedded/make.py``.
 
-Cuts them out of the full sets and prints the registry line of each file; the files change only if the code below does.
+Cuts them out of the full sets and prints the registry line of each file. The files change only
+if the code below does.
 """
 
 from __future__ import annotations
