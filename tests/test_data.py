@@ -675,6 +675,13 @@ def test_the_command_fills_lib_data_and_then_the_cache(places, monkeypatch):
     assert left_in(places / "cache" / "tiny") == set(CONTENT)
 
 
+def test_the_command_does_without_a_bar(places, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    tiny(Shelf(CONTENT))
+    assert main(["tiny"]) == 0
+    assert "tiny: fetched from shelf" in capsys.readouterr().out
+
+
 def test_the_command_knows_its_names(capsys):
     with pytest.raises(SystemExit):
         main(["mnits"])

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ._resolve import cache_folder, fetch_into, read_folder
@@ -17,22 +18,25 @@ from ._spec import DataError, MissingDataError, Spec, names, spec_of
 
 
 def _bar(total: int) -> Any:
-    """A progress bar over raw bytes; None without tqdm."""
+    """A progress bar over raw bytes; without tqdm something that only prints."""
     try:
         from tqdm import tqdm
     except ImportError:
-        return None
+        nothing = SimpleNamespace(write=print)
+        nothing.update = nothing.set_description = lambda _: None
+        nothing.close = lambda: None
+        return nothing
     return tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def _bring(spec: Spec, folder: Path, bar: Any) -> str:
     """Make the set complete in ``folder`` and say how, or raise why not."""
+    bar.set_description(spec.name)
     raw = read_folder(spec, folder)
+    bar.update(sum(map(len, raw.values())))
     if len(raw) == len(spec.files):
-        if bar is not None:
-            bar.update(sum(map(len, raw.values())))
         return "there already, sha256 verified"
-    _, source = fetch_into(spec, folder, bar.update if bar is not None else lambda size: None)
+    _, source = fetch_into(spec, folder, bar.update)
     if len(read_folder(spec, folder)) < len(spec.files):
         raise MissingDataError(f"{folder} could not be written")
     return f"fetched from {source}, sha256 verified"
@@ -44,22 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="; ".join(names()))
     parser.add_argument("--into", type=Path, help="default: $LIB_DATA, else the user's cache")
     chosen = parser.parse_args(arguments)
-    into = chosen.into or Path(os.environ.get("LIB_DATA") or cache_folder())
+    into = chosen.into or Path(os.environ.get("LIB_DATA") or cache_folder()).expanduser()
     try:
         specs = [spec for spec in map(spec_of, chosen.names or names()) if spec.files]
     except ValueError as error:
         parser.error(str(error))
     bar = _bar(sum(file.size for spec in specs for file in spec.files.values()))
-    say = print if bar is None else bar.write
     failed = 0
     for spec in specs:
         try:
-            say(f"{spec.name}: {_bring(spec, into / spec.name, bar)}")
+            bar.write(f"{spec.name}: {_bring(spec, into / spec.name, bar)}")
         except (DataError, OSError) as error:
             failed += 1
-            say(f"{spec.name}: FAILED, {error}")
-    if bar is not None:
-        bar.close()
+            bar.write(f"{spec.name}: FAILED, {error}")
+    bar.close()
     return 1 if failed else 0
 
 
