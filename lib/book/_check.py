@@ -115,6 +115,11 @@ def recorded() -> tuple[Record, ...]:
     return tuple(_records)
 
 
+def short(number: float) -> str:
+    """One digit and the power of ten: 3e-16, 1e-9, 0."""
+    return f"{number:.0e}".replace("e-0", "e-") if number else "0"
+
+
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
     """Forget the checks passed inside."""
@@ -169,8 +174,8 @@ def _compare(
     if standard_error is None:
         error = _within(label, "oracle", values, atol + rtol * oracle, np.maximum(oracle, 1))
         error = max(error, off)
-        verdict = f"{names}, error {error:.0e}" if error else f"{names}, error 0"
-        return Record(label, by, against_lib, f"{rtol:.0e}", error, verdict)
+        verdict = f"{names}, error {short(error)}"
+        return Record(label, by, against_lib, short(rtol), error, verdict)
     if standard_error.shape not in ((), oracle.shape) or not (standard_error > 0).all():
         raise ValueError(
             f"{label}: standard_error must be positive and a scalar or of shape {oracle.shape}, "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib.book._check import Record
+from lib.book._check import Record, short
 from lib.book.chapter import Chapter, Equation, read_book
 from lib.book.trial import Trial, try_chapter
 
@@ -23,8 +23,8 @@ happened when it was put on trial. *Oracle* names the independent road to the sa
 *error* is the largest difference between printed formula, oracle and library, relative where the
 oracle exceeds 1 in size; *exact* means that integers agreed. Then the formula is falsified: a sign
 turned, a factor lost, an index shifted, a function exchanged. *Caught* counts the wrong versions
-that the check refused; one that slips through must be listed, with the reason why it is no error,
-or the book's tests fail.
+that the check refused; one that slips through must be explained, or the book's tests fail. A
+definition or a cited theorem is *excused*.
 
 The test of the ledger writes this page anew and compares: a formula that has been changed must be
 read again against its transcription before `make formulas` prints it here.
@@ -76,7 +76,7 @@ def in_book_order(chapters: Sequence[Chapter], root: Path) -> list[Chapter]:
 
 def _summary(chapters: Sequence[Chapter], trials: Trials) -> str:
     rows = [
-        "| chapter | formulas | checked | excused | wrong versions caught |",
+        "| chapter | formulas | checked | excused | caught |",
         "|---|--:|--:|--:|--:|",
     ]
     for chapter in chapters:
@@ -101,8 +101,9 @@ def _entry(chapter: Chapter, equation: Equation, trial: Trial | None) -> str:
     if trial is not None:
         facts = _facts(trial)
     else:
-        facts = f"not checked: {chapter.excused.get(label, 'no reason given')}"
-    return f"**{{eq}}`{label}` {name}** `{label}`\n\n$$\n{equation.latex}\n$$\n\n{facts}\n"
+        facts = f"excused: {chapter.excused.get(label, 'no reason given')}"
+    heading = f"**{{eq}}`{label}` {name}** `{label}`"
+    return f"{heading}\n\n$$\n{equation.latex}\n$$\n\n<small>{facts}</small>\n"
 
 
 def _facts(trial: Trial) -> str:
@@ -121,7 +122,7 @@ def _closeness(record: Record) -> str:
         return "exact"
     if "standard" in record.tolerance:
         return f"tolerance {record.tolerance}, error {record.error:.1f} standard errors"
-    return f"tolerance {record.tolerance}, error {record.error:.0e}"
+    return f"tolerance {record.tolerance}, error {short(record.error)}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import equation_numbers
 import numpy as np
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_what_passed_is_recorded_and_what_failed_is_not():
         check("eq-crf-lost", printed=2.0, oracle=3.0)
     (record,) = recorded()[before:]
     assert (record.label, record.by, record.against_lib) == ("eq-crf-kept", "enumeration", True)
-    assert record.tolerance == "1e-08"
+    assert record.tolerance == "1e-8"
     assert record.error == pytest.approx(2e-10, rel=1e-6)  # relative to the oracle, 2
     assert 'href="#equation-eq-crf-kept"' in record._repr_html_()
 
@@ -300,6 +301,28 @@ def test_figures_are_the_same_in_every_run_and_keep_their_text():
     runs = {subprocess.run(command, capture_output=True, check=True).stdout for _ in range(2)}
     assert len(runs) == 1
     assert b">epoch</text>" in runs.pop()
+
+
+EQUATION = (
+    '<div class="math notranslate nohighlight" id="equation-eq-vae-clustering-joint-kl">\n'
+    '<span class="eqno">(8.2)<a class="headerlink" href="#x">#</a></span>'
+)
+LINE = '<div class="output text_html">\n<div class="formula-check" style="">{}</div></div>'
+
+
+def test_the_book_puts_the_number_into_the_line():
+    label = "eq-vae-clustering-joint-kl"
+    link = f'<a href="#equation-{label}">{label}</a>: printed = oracle'
+    numbered = equation_numbers.number_checks(EQUATION + LINE.format(link))
+    assert f'<a href="#equation-{label}" title="{label}">(8.2) joint kl</a>: printed' in numbered
+    assert "text_html" not in numbered
+    assert equation_numbers.number_checks(link) == link
+    assert record_link(label) in link
+
+
+def record_link(label):
+    check(label, printed=1.0, oracle=1.0)
+    return re.search(r"<a.*?</a>", recorded()[-1]._repr_html_())[0]
 
 
 def test_only_what_colab_has_is_imported():
