@@ -282,6 +282,16 @@ def test_style_gives_each_line_a_second_cue():
         assert not mpl.rcParams["axes.spines.top"]
 
 
+def test_colab_lays_no_card_under_figures_so_they_bring_their_own(monkeypatch):
+    import matplotlib as mpl
+
+    for module, ground in [("unrelated", "none"), ("google.colab", "white")]:
+        monkeypatch.setitem(sys.modules, module, sys)
+        with mpl.rc_context():
+            style()
+            assert mpl.rcParams["savefig.facecolor"] == ground
+
+
 DRAW = """
 import io, matplotlib
 matplotlib.use("svg")
