@@ -6,7 +6,7 @@ them on all of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,18 @@ def optimizer(
     return torch.optim.Adam(groups, lr=lr, eps=1e-7)
 
 
+def _batches(
+    model: Segmenter, sentences: Sequence[Sequence[str]], characters: dict[str, int]
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Sentences of like length together: their numbers, ids and mask."""
+    device = model.scores.weight.device
+    order = sorted(range(len(sentences)), key=lambda i: sum(map(len, sentences[i])))
+    for start in range(0, len(order), 256):
+        rows = order[start : start + 256]
+        ids, _, mask = encode([sentences[i] for i in rows], characters)
+        yield rows, ids.to(device), mask.to(device)
+
+
 @torch.no_grad()
 def segment(
     model: Segmenter,
@@ -149,17 +161,31 @@ def segment(
     constrained: bool | None = None,
 ) -> list[list[str]]:
     """Forget the spaces of ``sentences`` and cut them again along the most probable tags."""
-    device = model.scores.weight.device
-    order = sorted(range(len(sentences)), key=lambda i: sum(map(len, sentences[i])))
     result: list[list[str]] = [[] for _ in sentences]
-    for start in range(0, len(order), 256):
-        rows = order[start : start + 256]
-        ids, _, mask = (x.to(device) for x in encode([sentences[i] for i in rows], characters))
-        paths = model.distribution(ids, mask, constrained).mode.cpu()
-        for i, path in zip(rows, paths.tolist(), strict=True):
+    for rows, ids, mask in _batches(model, sentences, characters):
+        paths = model.distribution(ids, mask, constrained).mode.tolist()
+        for i, path in zip(rows, paths, strict=True):
             text = "".join(sentences[i])
             result[i] = words_of(text, path[: len(text)])
     return result
+
+
+@torch.no_grad()
+def legality(
+    model: Segmenter, sentences: Sequence[Sequence[str]], characters: dict[str, int]
+) -> tuple[float, float]:
+    """How much a model knows of the tags' grammar by itself.
+
+    Returns:
+        The mean over sentences of P(legal | x) = Z_legal / Z (eq-crf-constrained), and the share
+        of sentences whose most probable tags are illegal.
+    """
+    mass, illegal = 0.0, 0.0
+    for _, ids, mask in _batches(model, sentences, characters):
+        every, legal = (model.distribution(ids, mask, only) for only in (False, True))
+        mass += (legal.log_partition - every.log_partition).exp().sum().item()
+        illegal += (legal.score(every.mode) == -torch.inf).sum().item()
+    return mass / len(sentences), illegal / len(sentences)
 
 
 @torch.no_grad()
@@ -175,37 +201,20 @@ def confidence(
     log P(y_s .. y_e) = log P(y_s) + c_e - c_s. ``legal`` removes the illegal sequences from the
     distribution too.
     """
-    ids, _, mask = encode(sentences, characters)
-    chain = model.distribution(ids, mask, legal)
-    best = model.distribution(ids, mask, True).mode.clamp(min=0)
-    node = chain.marginals.gather(2, best[..., None]).squeeze(2).log()  # (B, T)
-    pair = chain.pair_marginals.flatten(2)  # (B, T-1, C C)
-    step = pair.gather(2, (best[:, :-1] * len(TAGS) + best[:, 1:])[..., None]).squeeze(2).log()
-    running = pad((step - node[:, :-1]).nan_to_num(), (1, 0)).cumsum(1)
     probability, right = [], []
-    for i, words in enumerate(sentences):
-        text, gold = "".join(words), spans(words)
-        for s, stop in sorted(spans(words_of(text, best[i, : len(text)].tolist()))):
-            probability.append((node[i, s] + running[i, stop - 1] - running[i, s]).exp())
-            right.append((s, stop) in gold)
+    for rows, ids, mask in _batches(model, sentences, characters):
+        chain = model.distribution(ids, mask, legal)
+        best = model.distribution(ids, mask, True).mode.clamp(min=0)
+        node = chain.marginals.gather(2, best[..., None]).squeeze(2).log()  # (B, T)
+        pair = chain.pair_marginals.flatten(2)  # (B, T-1, C C)
+        pair = pair.gather(2, (best[:, :-1] * len(TAGS) + best[:, 1:])[..., None]).squeeze(2).log()
+        running = pad((pair - node[:, :-1]).nan_to_num(), (1, 0)).cumsum(1)
+        for i, path, at, c in zip(rows, best.tolist(), node, running, strict=True):
+            text, gold = "".join(sentences[i]), spans(sentences[i])
+            for s, stop in sorted(spans(words_of(text, path[: len(text)]))):
+                probability.append((at[s] + c[stop - 1] - c[s]).exp())
+                right.append((s, stop) in gold)
     return torch.stack(probability), torch.tensor(right)
-
-
-@torch.no_grad()
-def legality(
-    model: Segmenter, sentences: Sequence[Sequence[str]], characters: dict[str, int]
-) -> tuple[float, float]:
-    """How much a model knows of the tags' grammar by itself.
-
-    Returns:
-        The mean over sentences of P(legal | x) = Z_legal / Z (eq-crf-constrained), and the share
-        of sentences whose most probable tags are illegal.
-    """
-    ids, _, mask = (x.to(model.scores.weight.device) for x in encode(sentences, characters))
-    every, legal = (model.distribution(ids, mask, constrained) for constrained in (False, True))
-    mass = (legal.log_partition - every.log_partition).exp().mean()
-    illegal = (legal.score(every.mode) == -torch.inf).double().mean()
-    return mass.item(), illegal.item()
 
 
 def reproduce(
