@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from lib.crf import CRF, LinearChainCRF, allowed_transitions
 from lib.reproduce import train
-from lib.reproduce.segmentation import TAGS, alphabet, encode, pieces, score, spans, words_of
+from lib.reproduce.segmentation import TAGS, alphabet, encode, pieces, spans, word_scores, words_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -90,18 +90,23 @@ class Segmenter(nn.Module):
             penalty = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
             self.register_buffer(name, penalty, persistent=False)
 
-    def emissions(self, ids: Tensor) -> Tensor:
-        """The scores (B, T, 4) of the tags, read from seven characters around each."""
-        x = self.embedding(ids).transpose(1, 2)  # (B, D, T)
+    def emissions(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The scores (B, T, 4) of the tags, read from seven characters around each.
+
+        Unlike the essay's, the convolutions see no padding: it is zero in every layer, so that a
+        sentence has the same scores in every batch.
+        """
+        keep = mask[:, None]  # (B, 1, T)
+        x = self.embedding(ids).transpose(1, 2) * keep  # (B, D, T)
         for layer in self.convolutions:
-            x = torch.relu(layer(x))
+            x = torch.relu(layer(x)) * keep
         return self.scores(x.transpose(1, 2))
 
     def distribution(
         self, ids: Tensor, mask: Tensor, constrained: bool | None = None
     ) -> LinearChainCRF:
         """The law of the tags; ``constrained`` removes the illegal sequences and renormalises."""
-        h, head = self.emissions(ids), self.head
+        h, head = self.emissions(ids, mask), self.head
         chain = (head.transitions, head.start_transitions, head.end_transitions)
         a, first, last = (x * (self.kind != "softmax") for x in chain)
         if self.kind == "memm":
@@ -290,6 +295,6 @@ def _rows(
     result = []
     for legal in (True,) if model.constrained else (False, True):
         found = segment(model, test, characters, legal)
-        scores = score(test, found, known)._asdict()
+        scores = word_scores(test, found, known)._asdict()
         result.append({"model": name, "legal": legal, **scores, **shared})
     return result

@@ -15,9 +15,9 @@ __all__ = [
     "alphabet",
     "encode",
     "pieces",
-    "score",
     "spans",
     "tags_of",
+    "word_scores",
     "words_of",
 ]
 
@@ -107,7 +107,7 @@ def spans(words: Iterable[str]) -> set[tuple[int, int]]:
     return result
 
 
-def score(
+def word_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], known: Iterable[str]
 ) -> Scores:
     """Compare two segmentations of the same texts.
@@ -116,7 +116,7 @@ def score(
     words that are not ``known`` from training; ``set_recall`` compares the sets of words of each
     sentence and forgets where and how often they stand.
 
-    >>> s = score([["no", "no", "man"]], [["no", "n", "o", "man"]], known=["no"])
+    >>> s = word_scores([["no", "no", "man"]], [["no", "n", "o", "man"]], known=["no"])
     >>> s.precision, round(s.recall, 3), s.oov_recall, s.set_recall
     (0.5, 0.667, 1.0, 1.0)
     """
