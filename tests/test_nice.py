@@ -685,6 +685,58 @@ def test_temperature_anneals_the_density_of_an_additive_flow():
     torch.testing.assert_close(difference, difference[:1].expand(5), rtol=1e-10, atol=1e-10)
 
 
+# --- initialisation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", ["logistic", "normal"])
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+def test_initialize_makes_a_batch_look_like_the_prior(prior, coupling):
+    flow = small_flow(6, prior=prior, coupling=coupling)
+    x = points(500, 6) * torch.tensor([0.001, 1, 5, 0.1, 2, 1]).double() + torch.arange(6)
+    before = flow.log_prob(x).mean()
+    flow.initialize(x)
+    z, _ = flow(x)
+    assert z.mean(0).abs().max() < 1e-10
+    torch.testing.assert_close(z.std(0), flow.prior.stddev)
+    assert flow.log_prob(x).mean() > before + 1
+    state = copy.deepcopy(flow.state_dict())
+    flow.initialize(x)
+    for name, value in flow.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=1e-9, atol=1e-9)
+    assert all(p.requires_grad for p in flow.parameters())
+
+
+def test_initialize_with_few_couplings():
+    x = points(50, 6) + 3
+    for count in (1, 2):
+        flow = small_flow(num_couplings=count)
+        flow.initialize(x)
+        mean = flow(x)[0].mean(0).abs()
+        assert mean[1::2].max() < 1e-10
+        assert (mean[0::2].max() < 1e-10) == (count == 2)
+
+
+def test_initialize_refuses():
+    flow = small_flow()
+    with pytest.raises(ValueError, match=r"two points or more, .* got \(1, 6\)"):
+        flow.initialize(points(1, 6))
+    with pytest.raises(ValueError, match=r"got \(6,\)"):
+        flow.initialize(points(6))
+    with pytest.raises(ValueError, match="6 coordinates of z are constant: dequantize"):
+        flow.initialize(torch.ones(5, 6).double())
+    with pytest.raises(TypeError, match="must end in a layer with a bias"):
+        AdditiveCoupling(4, net=nn.Tanh()).add_to_shift(torch.zeros(2))
+
+
+def test_a_deep_network_starts_lively_and_its_shift_small():
+    torch.manual_seed(0)
+    net = AdditiveCoupling(100, hidden=300, num_hidden=5).net
+    x = torch.randn(400, 50)
+    inside = net[:-1](x)
+    assert 0.3 < inside.square().mean() / x.square().mean() < 3
+    assert 0.03 < net(x).std() < 0.3
+
+
 # --- pixels -------------------------------------------------------------------------------------
 
 
