@@ -14,6 +14,7 @@ __all__ = [
     "check_positive",
     "no_autocast",
     "reduce_loss",
+    "values_readable",
 ]
 
 Reduction = Literal["mean", "sum", "none"]
@@ -62,3 +63,10 @@ def reduce_loss(values: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return values
     raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def values_readable(*tensors: Tensor) -> bool:
+    """Whether Python may branch on values: not while compiling, not inside ``torch.func``."""
+    if torch.compiler.is_compiling():
+        return False
+    return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
