@@ -144,7 +144,7 @@ class NICE(nn.Module):
             mean = self(x)[0].mean(0) * (-log_scale).exp()
             coupling.add_to_shift(-mean[0::2] if coupling.swap else -mean[1::2])
         deviation = self(x)[0].std(0)
-        rounding = torch.finfo(deviation.dtype).eps * x.abs().max() * log_scale.exp()
+        rounding = 16 * torch.finfo(deviation.dtype).eps * x.abs().max() * log_scale.exp()
         if constant := int((deviation <= rounding).sum()):
             raise ValueError(f"{constant} coordinates of z are constant: dequantize adds the noise")
         log_scale.add_((self.prior.stddev / deviation).log())
