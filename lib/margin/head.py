@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lib._common import Reduction, at_least_float32, check_positive, no_autocast
+from lib._common import Reduction, at_least_float32, check_positive, no_autocast, values_readable
 from lib.margin.losses import (
     _check_angle,
     _check_margin,
@@ -18,7 +18,6 @@ from lib.margin.losses import (
     _check_target,
     _folded,
     _own_and_rest,
-    _readable,
     _softplus_loss,
     _turned,
 )
@@ -153,7 +152,7 @@ class MarginHead(nn.Module):
         )
         x = x.masked_fill(~keep.unsqueeze(-1), 1.0)
         with no_autocast(x):
-            if _readable(x, weight, target):
+            if values_readable(x, weight, target):
                 norms = self._norm(x.detach(), "x"), self._norm(weight.detach(), "weight")
                 tile = self.class_chunk or (_TILE if x.device.type == "cpu" else len(weight))
                 own, rest = _OwnAndRest.apply(
@@ -180,7 +179,7 @@ class MarginHead(nn.Module):
         """Lengths of the rows (N, 1); a zero row that is not refused counts as of length 1."""
         norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         fine = (norm > 0) & (norm < math.inf)
-        if self.validate_args and _readable(vectors) and not fine.all():
+        if self.validate_args and values_readable(vectors) and not fine.all():
             row = int((~fine).squeeze(1).nonzero()[0])
             raise ValueError(
                 f"{name} needs rows with a direction, but row {row} has length {norm[row].item()}"

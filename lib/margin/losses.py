@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib._common import Reduction, at_least_float32, check_positive, no_autocast, reduce_loss
+from lib._common import (
+    Reduction,
+    at_least_float32,
+    check_positive,
+    no_autocast,
+    reduce_loss,
+    values_readable,
+)
 
 __all__ = ["am_softmax_loss", "arc_softmax_loss", "simple_a_softmax_loss"]
 
@@ -199,7 +206,7 @@ def _loss(
     index, keep = _check_target(
         target, cosine.shape[:-1], cosine.shape[-1], ignore_index, reduction, validate_args
     )
-    if validate_args and _readable(cosine, target):
+    if validate_args and values_readable(cosine, target):
         _check_cosine(cosine, keep, slack)
     with no_autocast(cosine):
         own, rest = _own_and_rest(cosine, index, keep, scale)
@@ -242,13 +249,6 @@ def _folded(cosine: Tensor, m: int) -> Tensor:
     return torch.where(chebyshev <= cosine, chebyshev, cosine)
 
 
-def _readable(*tensors: Tensor) -> bool:
-    """Whether Python may look at values: not inside torch.compile or a torch.func transform."""
-    if torch.compiler.is_compiling():
-        return False
-    return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
-
-
 def _check_scale(scale: float) -> None:
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
@@ -283,7 +283,7 @@ def _check_target(
         raise ValueError('the batch is empty: reduction="mean" has nothing to average')
     target = target.long()
     keep = target != ignore_index
-    if validate_args and _readable(target):
+    if validate_args and values_readable(target):
         outside = keep & ((target < 0) | (target >= num_classes))
         if outside.any():
             raise ValueError(
