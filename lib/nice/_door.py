@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib._common import check_positive
+from lib._common import check_positive, values_readable
 
-__all__ = ["check_even", "enter", "require_finite", "values_readable"]
-
-
-def values_readable(x: Tensor) -> bool:
-    """Whether Python may branch on the values of ``x`` (not while compiling, not inside vmap)."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+__all__ = ["check_even", "enter", "require_finite"]
 
 
 def check_even(dim: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lib.nice._door import values_readable
+from lib._common import values_readable
 
 __all__ = ["OneDNNLinear"]
 

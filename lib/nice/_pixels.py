@@ -8,8 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lib._common import at_least_float32, check_positive
-from lib.nice._door import values_readable
+from lib._common import at_least_float32, check_positive, values_readable
 
 __all__ = ["bits_per_dim", "dequantize"]
 
