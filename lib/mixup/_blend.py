@@ -77,8 +77,11 @@ def mix_labels(
         return mix(y.to(dtype), weight, partner)
     own = y.long()[:, None]
     share = weight.to(dtype).expand(len(y))[:, None]
+    other = partners(own, partner)
     soft = torch.zeros(len(y), num_classes or 0, dtype=dtype, device=y.device)
-    return soft.scatter(1, own, share).scatter_add(1, partners(own, partner), 1 - share)
+    if is_plain(y):  # two copies of the table less
+        return soft.scatter_(1, own, share).scatter_add_(1, other, 1 - share)
+    return soft.scatter(1, own, share).scatter_add(1, other, 1 - share)
 
 
 def mix(x: Tensor, weight: Tensor, partner: Tensor | int, out: Tensor | None = None) -> Tensor:
