@@ -269,7 +269,7 @@ def test_more_paths_than_there_are():
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(2, 3), (3, 3)], r"emissions must have shape \(B, T, C\), got \(2, 3\)"),
+        ([(2, 3), (3, 3)], r"emissions must have shape \(B, T, C\).*got \(2, 3\)"),
         ([(2, 0, 3), (3, 3)], r"emissions .* got \(2, 0, 3\)"),
         ([(2, 4, 3), (3, 2)], r"transitions must have shape \(3, 3\).*\(3, 2\)"),
         ([(2, 4, 3), (3, 3), (2,)], r"start must have shape \(3,\)"),
