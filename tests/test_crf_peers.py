@@ -187,7 +187,8 @@ def log_space(emissions, transitions, mask=None):
     for t in range(1, h.shape[1]):
         alpha = torch.logsumexp(alpha[:, :, None] + a, 1) + h[:, t]
     log_z = torch.logsumexp(alpha, 1)
-    return log_z.detach(), *torch.autograd.grad(log_z.sum(), (h, a))
+    gradients = torch.autograd.grad(log_z.sum(), (h, a), materialize_grads=True)
+    return log_z.detach(), *gradients
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -215,6 +216,20 @@ def test_gaps_between_emissions(gap):
     ours = LinearChainCRF(emissions, transitions)
     torch.testing.assert_close(ours.log_partition.double(), log_z, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(ours.marginals.double(), node, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [1.0, 15.0, 30.0, 60.0, 90.0, 120.0])
+def test_log_partition_with_and_without_gradient_at_every_length(gap):
+    """Rescaling must be counted however its steps fall on the end of a sequence."""
+    for length in range(1, 25):
+        generator = torch.Generator().manual_seed(length)
+        emissions = torch.randn(4, length, 3, generator=generator, dtype=torch.float64)
+        emissions += gap * torch.randint(-1, 2, emissions.shape, generator=generator)
+        transitions = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        log_z, _, _ = log_space(emissions, transitions)
+        for needs_grad in (False, True):
+            ours = LinearChainCRF(emissions.requires_grad_(needs_grad), transitions)
+            torch.testing.assert_close(ours.log_partition, log_z, rtol=1e-12, atol=1e-10)
 
 
 def test_groups_of_tags_that_do_not_communicate():
