@@ -2,40 +2,62 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, kl
+from torch.distributions import Distribution, constraints, register_kl
 
 from lib._common import at_least_float32, bool_mask, check_positive
-from lib.crf import semiring
+from lib.crf import inference
+from lib.crf.semiring import Chain, best_paths, logsumexp, trace
 
 __all__ = ["LinearChainCRF"]
 
 
 class LinearChainCRF(Distribution):
-    """The distribution of a linear-chain CRF over tag sequences y_1 .. y_n.
+    r"""The distribution of a linear-chain CRF over tag sequences y_1 .. y_n.
 
         log p(y) = start(y_1) + sum_t h_t(y_t) + sum_t A(y_t, y_{t+1}) + end(y_n) - log Z
 
+    All results are exact sums over all C^n sequences. They are computed in float64 and returned in
+    the dtype of the scores, at least float32. Each access computes anew: keep what you use twice.
+    ``log_partition``, ``log_prob``, ``marginals``, ``pair_marginals``, ``entropy``,
+    ``span_log_prob`` and ``kl_divergence`` are differentiable twice, counted from log Z: log_prob
+    has first and second, marginals have first derivatives. They work under torch.func and
+    torch.compile (as single operations, without their value checks), and so does ``mode``;
+    ``sample`` and ``topk`` compile into T unrolled steps.
+
     Args:
-        emissions: scores h of shape (B, T, C); -inf forbids a tag at a position.
+        emissions: scores h of shape (B, T, C) in nats; -inf forbids a tag at a position.
         transitions: scores A of shape (C, C), [from, to]; -inf forbids a transition.
         start: scores of the first tag, (C,); 0 by default.
         end: scores of the last tag, (C,); 0 by default.
-        mask: (B, T), True = keep; sequences are padded on the right. What stands in the padding is
-            never read.
-        validate_args: check values as torch.distributions does.
+        mask: (B, T), True = keep; every sequence holds at least one position and is padded on the
+            right. What stands in the padding is never read and has gradient 0.
+        validate_args: check values too, not only shapes and dtypes, as torch.distributions does.
 
-    Source: chapter ``crf``, eq-crf-model; Lafferty, McCallum and Pereira (2001).
+    Raises:
+        TypeError: if scores are not floating-point or the mask is.
+        ValueError: if shapes do not fit, a mask has holes, left padding or an empty sequence, a
+            score is NaN or +inf, or (whatever ``validate_args``) no sequence is allowed.
 
-    >>> crf = LinearChainCRF(torch.zeros(1, 3, 2), torch.zeros(2, 2))
-    >>> crf.log_partition.exp()
-    tensor([8.])
+    Source: chapter ``crf``, eq-crf-model; Lafferty, McCallum and Pereira (2001), "Conditional
+    random fields".
+
+    >>> crf = LinearChainCRF(torch.zeros(1, 3, 2), torch.tensor([[0.0, 0.0], [-torch.inf, 0.0]]))
+    >>> crf.log_partition.exp()  # 000, 001, 011, 111
+    tensor([4.])
+    >>> crf.marginals[0, :, 0]
+    tensor([0.7500, 0.5000, 0.2500])
+    >>> crf.log_prob(torch.tensor([[0, 0, 1]])).exp()
+    tensor([0.2500])
     """
 
-    arg_constraints = {}  # noqa: RUF012
-    support = constraints.independent(constraints.integer_interval(-1, 2**31), 1)
-    has_enumerate_support = False
+    arg_constraints = {  # noqa: RUF012 - the name and the form are torch's
+        "emissions": constraints.independent(constraints.real, 2),
+        "transitions": constraints.independent(constraints.real, 2),
+    }
 
     def __init__(
         self,
@@ -49,223 +71,295 @@ class LinearChainCRF(Distribution):
     ) -> None:
         emissions = at_least_float32(emissions, "emissions")
         if emissions.dim() != 3 or 0 in emissions.shape[1:]:
-            raise ValueError(f"emissions must have shape (B, T, C), got {tuple(emissions.shape)}")
-        batch, length, num_tags = emissions.shape
-        if start is None:
-            start = emissions.new_zeros(num_tags)
-        if end is None:
-            end = emissions.new_zeros(num_tags)
-        for name, value, shape in (
-            ("transitions", transitions, (num_tags, num_tags)),
-            ("start", start, (num_tags,)),
-            ("end", end, (num_tags,)),
-        ):
-            if tuple(value.shape) != shape:
+            raise ValueError(
+                "emissions must have shape (B, T, C) with T and C at least 1, "
+                f"got {tuple(emissions.shape)}"
+            )
+        batch, length, tags = emissions.shape
+        free = emissions.new_zeros(tags)
+        self.emissions = emissions
+        self.transitions = at_least_float32(transitions, "transitions")
+        self.start = at_least_float32(free if start is None else start, "start")
+        self.end = at_least_float32(free if end is None else end, "end")
+        if mask is None:
+            mask = torch.ones(batch, length, dtype=torch.bool, device=emissions.device)
+        self.mask = bool_mask(mask, (batch, length))
+        for name, shape in (("transitions", (tags, tags)), ("start", (tags,)), ("end", (tags,))):
+            if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(
                     f"{name} must have shape {shape} beside emissions of shape "
-                    f"{tuple(emissions.shape)}, got {tuple(value.shape)}"
+                    f"{tuple(emissions.shape)}, got {tuple(getattr(self, name).shape)}"
                 )
-        if mask is None:
-            mask = emissions.new_ones(batch, length, dtype=torch.bool)
-        self.mask = bool_mask(mask, (batch, length))
-        self.dtype = emissions.dtype
-        self.emissions = emissions.masked_fill(~self.mask[..., None], 0)
-        self.transitions = at_least_float32(transitions, "transitions")
-        self.start = at_least_float32(start, "start")
-        self.end = at_least_float32(end, "end")
+        self.dtype = reduce(torch.promote_types, (x.dtype for x in self._scores[:4]))
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
-        self._validate_args = (
-            Distribution._validate_args if validate_args is None else validate_args
-        )
+        if validate_args is None:
+            validate_args = Distribution._validate_args
+        self._validate_args = validate_args and not inference.transformed()
         if self._validate_args:
-            self._check_values()
+            self._check_mask()
+            self._check_scores()
 
-    def _check_values(self) -> None:
-        holes = (~self.mask[:, :-1] & self.mask[:, 1:]).any(1)
-        bad = (holes | ~self.mask[:, 0]).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            raise ValueError(
-                "mask must be True from the first position to the end of each sequence and False "
-                f"after it, got row {row} = {self.mask[row].int().tolist()}"
-            )
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """Sequences of integers from -1 (padding) to C - 1."""
+        return constraints.independent(constraints.integer_interval(-1, len(self.start) - 1), 1)
 
     @property
-    def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return (
-            self.emissions.double(),
-            self.transitions.double(),
-            self.start.double(),
-            self.end.double(),
-        )
+    def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.emissions, self.transitions, self.start, self.end, self.mask
 
-    def _log_partition(self) -> Tensor:
-        h, A, start, end = self._scores
-        alpha = semiring.forward(h, A, start, self.mask, semiring.logsumexp)
-        return semiring.logsumexp(alpha[:, -1] + end, -1)
+    @property
+    def _lengths(self) -> Tensor:
+        return self.mask.sum(1)
+
+    def _check_mask(self) -> None:
+        """Refuse empty sequences, left padding and holes."""
+        positions = torch.arange(self.mask.shape[1], device=self.mask.device)
+        lengths = self._lengths
+        good = (self.mask == (positions < lengths.unsqueeze(1))).all(1) & (lengths > 0)
+        if not good.all():
+            row = int(good.logical_not().nonzero()[0])
+            raise ValueError(
+                "mask must be True from the first position to the end of a sequence and False "
+                f"behind it, got row {row} = {self.mask[row].int().tolist()}"
+            )
+
+    def _check_scores(self) -> None:
+        """Refuse NaN and +inf; a glance at the maximum, padding included, mostly suffices."""
+        for name in ("emissions", "transitions", "start", "end"):
+            scores = getattr(self, name).detach()
+            if not scores.numel() or scores.max() < torch.inf:
+                continue
+            bad = ~(scores < torch.inf)
+            if name == "emissions":
+                bad &= self.mask.unsqueeze(2)
+            if bad.any():
+                place = bad.nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name} must hold numbers below inf, got {scores[tuple(place)].item()} "
+                    f"at {place}"
+                )
+
+    def expand(
+        self,
+        batch_shape: torch.Size | list[int] | tuple[int, ...],
+        _instance: LinearChainCRF | None = None,
+    ) -> LinearChainCRF:
+        """The same distribution for every sequence of a batch (n,), out of a batch of 1."""
+        shape = torch.Size(batch_shape)
+        if len(shape) != 1:
+            raise ValueError(f"batch_shape must have one axis, got {tuple(shape)}")
+        return LinearChainCRF(
+            self.emissions.expand(*shape, -1, -1),
+            *self._scores[1:4],
+            self.mask.expand(*shape, -1),
+            validate_args=False,
+        )
 
     @property
     def log_partition(self) -> Tensor:
         """log Z in nats, (B,)."""
-        return self._log_partition().to(self.dtype)
-
-    def score(self, tags: Tensor) -> Tensor:
-        """The unnormalised log-probability of ``tags`` (..., B, T)."""
-        return self._score(tags).to(self.dtype)
+        return inference.log_partition(*self._scores).to(self.dtype)
 
     def _score(self, tags: Tensor) -> Tensor:
-        h, A, start, end = self._scores
-        if tags.shape[-2:] != self.mask.shape:
+        """The score of tags (..., B, T), in float64."""
+        shape, num_tags = tuple(self.mask.shape), len(self.start)
+        if tags.is_floating_point() or tags.is_complex() or tags.dtype == torch.bool:
+            raise TypeError(f"tags must be integers, got {tags.dtype}")
+        if tuple(tags.shape[-2:]) != shape:
             raise ValueError(
-                f"tags must have shape (..., {self.mask.shape[0]}, {self.mask.shape[1]}), "
-                f"got {tuple(tags.shape)}"
+                f"tags must have shape (..., B, T), here {shape}, got {tuple(tags.shape)}"
             )
-        num_tags = h.shape[-1]
-        bad = self.mask & ((tags < 0) | (tags >= num_tags))
-        if self._validate_args and bad.any():
-            raise ValueError(f"tags must lie in 0..{num_tags - 1}, got {int(tags[bad][0])}")
-        tags = torch.where(self.mask, tags, 0)
-        node = h.expand(*tags.shape, num_tags).gather(-1, tags[..., None]).squeeze(-1)
-        edge = torch.where(self.mask[:, 1:], A[tags[..., :-1], tags[..., 1:]], 0)
-        last = (self.mask.sum(1) - 1).expand(tags.shape[:-1])[..., None]
-        final = tags.gather(-1, last).squeeze(-1)
-        return node.sum(-1) + edge.sum(-1) + start[tags[..., 0]] + end[final]
+        tags = torch.where(self.mask, tags.long(), 0)
+        if self._validate_args and tags.numel():
+            low, high = (int(x) for x in tags.aminmax())
+            if low < 0 or high >= num_tags:
+                raise ValueError(
+                    f"tags must lie in 0..{num_tags - 1} where the mask is True, "
+                    f"got {low if low < 0 else high}"
+                )
+        node = self.emissions.expand(*tags.shape, num_tags).gather(-1, tags.unsqueeze(-1))
+        node = torch.where(self.mask, node.squeeze(-1), 0)
+        moves = tags[..., :-1] * num_tags + tags[..., 1:]
+        edge = self.transitions.flatten().gather(0, moves.flatten()).view(moves.shape)
+        edge = torch.where(self.mask[:, 1:], edge, 0)
+        last = (self._lengths - 1).expand(tags.shape[:-1]).unsqueeze(-1)
+        first, final = tags[..., 0], tags.gather(-1, last).squeeze(-1)
+        return (
+            node.sum(-1, dtype=torch.float64)
+            + edge.sum(-1, dtype=torch.float64)
+            + self.start.gather(0, first.flatten()).view(first.shape).double()
+            + self.end.gather(0, final.flatten()).view(first.shape).double()
+        )
+
+    def score(self, tags: Tensor) -> Tensor:
+        """The unnormalised log-probability in nats of ``tags`` (..., B, T), (..., B).
+
+        Tags in the padding may be any number. A forbidden path scores -inf.
+
+        Raises:
+            TypeError: if ``tags`` are not integers.
+            ValueError: if their shape does not fit or one is out of range.
+        """
+        return self._score(tags).to(self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(tags) in nats for ``value`` (..., B, T); -inf for a forbidden path."""
+        """log p(tags) in nats for tags ``value`` (..., B, T), (..., B).
+
+        Raises:
+            TypeError: if ``value`` does not hold integers.
+            ValueError: if its shape does not fit or a tag is out of range, or if the path is
+                forbidden; without validation a forbidden path has -inf.
+
+        Source: chapter ``crf``, eq-crf-nll.
+        """
         score = self._score(value)
         if self._validate_args and (score == -torch.inf).any():
-            raise ValueError("tags must not take a forbidden path")
-        return (score - self._log_partition()).to(self.dtype)
-
-    def _messages(self) -> tuple[Tensor, Tensor, Tensor]:
-        h, A, start, end = self._scores
-        alpha = semiring.forward(h, A, start, self.mask, semiring.logsumexp)
-        beta = semiring.backward(h, A, end, self.mask, semiring.logsumexp)
-        return alpha, beta, semiring.logsumexp(alpha[:, -1] + end, -1)
-
-    def _marginals(self) -> Tensor:
-        alpha, beta, log_z = self._messages()
-        return (alpha + beta - log_z[:, None, None]).exp() * self.mask[..., None]
-
-    def _pair_marginals(self) -> Tensor:
-        h, A, _, _ = self._scores
-        alpha, beta, log_z = self._messages()
-        pair = alpha[:, :-1, :, None] + A + (h + beta)[:, 1:, None, :] - log_z[:, None, None, None]
-        return pair.exp() * self.mask[:, 1:, None, None]
+            where = (score == -torch.inf).nonzero()[0].tolist()
+            raise ValueError(f"tags must not take a forbidden path (score -inf), as at {where}")
+        return (score - inference.log_partition(*self._scores)).to(self.dtype)
 
     @property
     def marginals(self) -> Tensor:
-        """p(y_t = i), (B, T, C); 0 in the padding."""
-        return self._marginals().to(self.dtype)
+        """p(y_t = i), (B, T, C); 0 in the padding. Source: chapter ``crf``, eq-crf-marginals."""
+        return inference.Expectations.apply(*self._scores)[1].to(self.dtype)
 
     @property
     def pair_marginals(self) -> Tensor:
-        """p(y_t = i, y_{t+1} = j), (B, T-1, C, C); 0 in the padding."""
-        return self._pair_marginals().to(self.dtype)
+        """p(y_t = i, y_{t+1} = j), (B, T-1, C, C); 0 where t+1 is padding."""
+        return inference.PairMarginals.apply(*self._scores).to(self.dtype)
 
-    def _expected_score(self, other: LinearChainCRF) -> Tensor:
-        """E_p[score under other], (B,)."""
-        h, A, start, end = other._scores
-        node, pair = self._marginals(), self._pair_marginals().sum(1)
-        last = (self.mask.sum(1) - 1)[:, None, None].expand(-1, 1, node.shape[-1])
-        final = node.gather(1, last).squeeze(1)
-
-        def expect(p: Tensor, score: Tensor, axes: int) -> Tensor:
-            term = p * torch.where(p == 0, 0, score)
-            return term.flatten(-axes).sum(-1)
-
-        return (
-            expect(node, h, 2)
-            + expect(pair, A, 2)
-            + expect(node[:, 0], start, 1)
-            + expect(final, end, 1)
-        )
+    def _centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Scores in float64 with a largest emission of 0: the same distribution, more digits."""
+        emissions, transitions, start, end, mask = self._scores
+        top = emissions.detach().amax(2, keepdim=True)
+        top = torch.where(top == -torch.inf, 0, top).double()
+        return emissions.double() - top, transitions.double(), start.double(), end.double(), mask
 
     def entropy(self) -> Tensor:
-        """H(p) = log Z - E_p[score] in nats, (B,)."""
-        return (self._log_partition() - self._expected_score(self)).to(self.dtype)
+        """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
+        scores = self._centered()
+        log_z, *expected = inference.Expectations.apply(*scores)
+        return (log_z - _mean_score(scores, *expected)).to(self.dtype)
 
     @property
     def mode(self) -> Tensor:
-        """The most probable tags (Viterbi), (B, T) long, -1 in the padding."""
-        with torch.no_grad():
-            h, A, start, end = self._scores
-            alpha = semiring.forward(h, A, start, self.mask, torch.amax)
-            return semiring.trace(alpha, A, end, self.mask, torch.argmax)
+        """The most probable tags (Viterbi), (B, T) long, -1 in the padding.
+
+        Source: chapter ``crf``, eq-crf-viterbi.
+        """
+        return inference.best_path(*(x.detach() for x in self._scores))
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k best paths: scores (B, k), falling, and tags (B, k, T)."""
+        """The k best paths: their scores (B, k), falling, and their tags (B, k, T).
+
+        Where there are fewer than k allowed paths, the rest has score -inf and tags -1. Tags in
+        the padding are -1. Not differentiable; ``score`` of the returned tags is.
+
+        Raises:
+            TypeError: if ``k`` is not an integer.
+            ValueError: if ``k`` is below 1.
+        """
         check_positive(k, "k")
         with torch.no_grad():
-            h, A, start, end = self._scores
-            length, num_tags = h.shape[1:]
-            best = (start + h[:, 0]).unsqueeze(2)  # (B, C, k)
-            best = torch.nn.functional.pad(best, (0, k - 1), value=-torch.inf)
-            pointers = []
-            for t in range(1, length):
-                keep = self.mask[:, t, None, None]
-                paths = (best.unsqueeze(3) + A[:, None]).flatten(1, 2)  # (B, C k, C)
-                top, pointer = paths.topk(k, 1)
-                step = top.mT + h[:, t, :, None]
-                best = torch.where(keep, step, best)
-                stay = torch.arange(num_tags * k, device=h.device).view(num_tags, k)
-                pointers.append(torch.where(keep, pointer.mT, stay).flatten(1))
-            scores, state = (best + end[:, None]).flatten(1).topk(k, 1)
-            states = [state]
-            for pointer in reversed(pointers):
-                state = pointer.gather(1, state)
-                states.append(state)
-            tags = torch.stack(states[::-1], 2) // k
-            tags = tags.masked_fill(~self.mask[:, None] | (scores == -torch.inf)[..., None], -1)
-            return scores.to(self.dtype), tags
+            scores, tags = best_paths(Chain.pad(*self._scores), k)
+        return scores.to(self.dtype), tags
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Exact samples (forward filtering, backward sampling), (*sample_shape, B, T)."""
-        shape = self._extended_shape(torch.Size(sample_shape))
+        """Exact samples (*sample_shape, B, T), -1 in the padding: filter forwards, draw backwards.
+
+        Source: chapter ``crf``, eq-crf-sampling.
+        """
+        sample_shape = torch.Size(sample_shape)
         with torch.no_grad():
-            h, A, start, end = self._scores
-            alpha = semiring.forward(h, A, start, self.mask, semiring.logsumexp)
-            n = torch.Size(sample_shape).numel()
-            alpha, mask = alpha.repeat(n, 1, 1), self.mask.repeat(n, 1)
+            chain = Chain.pad(*self._scores)
+            after = inference.LogMessages.apply(*self._scores)[0] + chain.emissions  # (N, B, K)
+            after = after.repeat(1, sample_shape.numel(), 1)
 
-            def draw(scores: Tensor, dim: int) -> Tensor:
-                noise = torch.empty_like(scores).exponential_().log()
-                return (scores - noise).argmax(dim)
+            def draw(scores: Tensor, dim: int) -> Tensor:  # arg max of Gumbel-perturbed scores
+                return (scores - torch.empty_like(scores).exponential_().log()).argmax(dim)
 
-            return semiring.trace(alpha, A, end, mask, draw).view(shape)
+            paths = trace(after, chain.transitions, draw)
+        return paths.view(self._extended_shape(sample_shape))
 
     def span_log_prob(self, start: int, tags: Tensor) -> Tensor:
-        """log p(y_start .. y_{start+L-1} = tags) in nats, (B,), for ``tags`` (B, L)."""
-        length = self.mask.shape[1]
-        if tags.dim() != 2 or len(tags) != len(self.mask) or tags.shape[1] < 1:
+        """log p(y_start = tags_0, .., y_{start+L-1} = tags_{L-1}) in nats, (B,).
+
+        Args:
+            start: first position of the span, from 0.
+            tags: (B, L); the span must lie within every sequence.
+
+        Raises:
+            ValueError: if the span leaves a sequence, or a shape or a tag is out of range; where
+                gradients are wanted also if the span is forbidden, which else has -inf.
+        """
+        batch, length = self.mask.shape
+        num_tags = len(self.start)
+        if tags.dim() != 2 or tags.shape[0] != batch or not tags.shape[1]:
             raise ValueError(
-                f"tags must have shape (B, L) with B = {len(self.mask)}, got {tuple(tags.shape)}"
+                f"tags must have shape (B, L), here B = {batch}, got {tuple(tags.shape)}"
             )
         stop = start + tags.shape[1]
-        if start < 0 or stop > length or not self.mask[:, stop - 1].all():
-            raise ValueError(
-                f"the span {start}..{stop - 1} must lie within every sequence, got lengths "
-                f"{self.mask.sum(1).tolist()}"
-            )
-        other = torch.ones_like(self.emissions[:, start:stop], dtype=torch.bool)
-        other = other.scatter(-1, tags[..., None], False)
-        clamped = self._get_clamped(start, stop, other)
-        return (clamped._log_partition() - self._log_partition()).to(self.dtype)
+        if not 0 <= start < stop <= length:
+            raise ValueError(f"the span must lie in 0..{length - 1}, got {start}..{stop - 1}")
+        if self._validate_args and tags.numel():
+            if not self.mask[:, stop - 1].all():
+                short = int(self._lengths.min())
+                raise ValueError(
+                    f"the span must lie within every sequence, got {start}..{stop - 1} "
+                    f"beside a sequence of length {short}"
+                )
+            if tags.min() < 0 or tags.max() >= num_tags:
+                raise ValueError(f"tags must lie in 0..{num_tags - 1}, got {tags.tolist()}")
+        if torch.is_grad_enabled() and any(x.requires_grad for x in self._scores):
+            other = torch.ones_like(self.emissions, dtype=torch.bool)
+            other[:, :start] = other[:, stop:] = False
+            other[:, start:stop].scatter_(2, tags.unsqueeze(2), False)
+            clamped = self.emissions.masked_fill(other, -torch.inf)
+            whole = inference.log_partition(*self._scores)
+            return (inference.log_partition(clamped, *self._scores[1:]) - whole).to(self.dtype)
+        return self._span_log_prob(start, tags).to(self.dtype)
 
-    def _get_clamped(self, start: int, stop: int, other: Tensor) -> LinearChainCRF:
-        full = torch.zeros_like(self.emissions, dtype=torch.bool)
-        full[:, start:stop] = other
-        h = self.emissions.masked_fill(full, -torch.inf)
-        return LinearChainCRF(
-            h, self.transitions, self.start, self.end, self.mask, validate_args=False
-        )
+    def _span_log_prob(self, start: int, tags: Tensor) -> Tensor:
+        """By the chain rule forwards: each factor is normalised on its own."""
+        chain = Chain.pad(*self._scores)
+        before, behind = inference.LogMessages.apply(*self._scores)
+        window = slice(start, start + tags.shape[1])
+        ahead = (behind + chain.emissions)[window]  # (L, B, K)
+        first = (before[start] + ahead[0]).log_softmax(-1)  # (B, K)
+        moves = chain.transitions[tags.T[:-1]] + ahead[1:]  # (L-1, B, K)
+        factors = torch.cat([first.unsqueeze(0), moves - logsumexp(moves, 2).unsqueeze(2)])
+        factors = factors.gather(2, tags.T.unsqueeze(2)).squeeze(2)  # (L, B)
+        return factors.nan_to_num(-torch.inf, neginf=-torch.inf).sum(0)
 
 
-@kl.register_kl(LinearChainCRF, LinearChainCRF)
+def _mean_score(scores: tuple[Tensor, ...], node: Tensor, edges: Tensor) -> Tensor:
+    """The mean of the score, (B,), given expected counts; what never happens may score -inf."""
+    emissions, transitions, start, end, _ = scores
+
+    def mean(p: Tensor, score: Tensor) -> Tensor:
+        return (p * torch.where(p == 0, 0, score)).flatten(1).sum(1)
+
+    return (
+        mean(node, emissions)
+        + mean(edges[:, :-1, :-1], transitions)
+        + mean(node[:, 0], start)
+        + mean(edges[:, :-1, -1], end)
+    )
+
+
+@register_kl(LinearChainCRF, LinearChainCRF)
 def _kl(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     """KL(p || q) = E_p[log p - log q] in nats, (B,)."""
-    if p.emissions.shape != q.emissions.shape or not torch.equal(p.mask, q.mask):
-        raise ValueError("p and q must be distributions over the same sequences")
-    cross = q._log_partition() - p._expected_score(q)
-    return (cross - p._log_partition() + p._expected_score(p)).to(p.dtype)
+    if p.emissions.shape != q.emissions.shape:
+        raise ValueError(
+            "p and q must be over the same sequences, got emissions of shapes "
+            f"{tuple(p.emissions.shape)} and {tuple(q.emissions.shape)}"
+        )
+    if p._validate_args and not torch.equal(p.mask, q.mask):
+        raise ValueError("p and q must be over the same sequences, got different masks")
+    ours, theirs = p._centered(), q._centered()
+    log_z, *expected = inference.Expectations.apply(*ours)
+    own = _mean_score(ours, *expected) - log_z
+    other = _mean_score(theirs, *expected) - inference.log_partition(*theirs)
+    return (own - other).to(torch.promote_types(p.dtype, q.dtype))

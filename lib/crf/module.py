@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,54 @@ class CRF(nn.Module):
         emissions: Tensor,
         tags: Tensor,
         mask: Tensor | None = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | Literal["token_mean"] = "mean",
     ) -> Tensor:
-        """The negative log-likelihood of ``tags`` (B, T) in nats per sequence."""
-        return reduce_loss(-self(emissions, mask).log_prob(tags), reduction)
+        """The negative log-likelihood of ``tags`` (B, T) in nats.
+
+        Args:
+            emissions: (B, T, C).
+            tags: (B, T), integers; in the padding they may be any number.
+            mask: (B, T), True = keep; all True by default.
+            reduction: ``"mean"`` or ``"sum"`` over sequences, ``"none"`` (B,), or ``"token_mean"``:
+                the sum divided by the number of kept positions.
+
+        Raises:
+            ValueError: as :meth:`LinearChainCRF.log_prob` does.
+        """
+        distribution = self(emissions, mask)
+        values = -distribution.log_prob(tags)
+        if reduction == "token_mean":
+            return values.sum() / distribution.mask.sum()
+        return reduce_loss(values, reduction)
+
+    @torch.no_grad()
+    def init_from_counts(
+        self, tags: Tensor, mask: Tensor | None = None, *, smoothing: float = 1.0
+    ) -> None:
+        """Start from the tag bigrams of a corpus: log p(next tag or end | tag), log p(first tag).
+
+        Args:
+            tags: (B, T), integers; in the padding they may be any number.
+            mask: (B, T), True = keep; all True by default.
+            smoothing: added to every count, above 0.
+
+        Raises:
+            ValueError: if ``smoothing`` is not above 0 or ``tags`` do not fit.
+        """
+        if not smoothing > 0:
+            raise ValueError(f"smoothing must be above 0, got {smoothing}")
+        zeros = torch.zeros(*tags.shape, self.num_tags, device=tags.device)
+        free = zeros.new_zeros(self.num_tags, requires_grad=True)
+        moves = zeros.new_zeros(self.num_tags, self.num_tags, requires_grad=True)
+        last = free.detach().clone().requires_grad_()
+        with torch.enable_grad():  # the gradient of a score is what it counts
+            score = LinearChainCRF(zeros, moves, free, last, mask).score(tags).sum()
+        first, last, moves = torch.autograd.grad(score, (free, last, moves))
+        total = torch.cat([moves, last.unsqueeze(1)], 1) + smoothing
+        total = (total / total.sum(1, keepdim=True)).log()
+        self.transitions.copy_(total[:, :-1])
+        self.end_transitions.copy_(total[:, -1])
+        self.start_transitions.copy_(((first + smoothing) / (first + smoothing).sum()).log())
 
     def decode(self, emissions: Tensor, mask: Tensor | None = None) -> Tensor:
         """The most probable tags (B, T), -1 beyond the end of a sequence."""
