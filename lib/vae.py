@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -60,20 +60,22 @@ class VAE(nn.Module):
     p(x, z) = p(x|z) N(z; 0, I),  q(z|x) = N(z; mean(x), diag exp(log_var(x))).
 
     Args:
-        encoder: maps x (B, *event) to ``(mean, log_var)``, both (B, L).
+        encoder: maps x (B, *event) to ``(mean, log_var)``, both (B, L). A module, if it is to be
+            trained; any function will do.
         decoder: maps z (B, L) to the logits (Bernoulli) or the means (Gaussian) of x (B, *event).
         latent_dim: L.
         likelihood: ``"bernoulli"``, for pixels in [0, 1] (grey values are allowed, but
             exp(log_prob) is then not a density), or ``"gaussian"``.
         variance: of the Gaussian likelihood: a positive number, or ``"learned"`` for one scalar
             parameter ``log_variance``.
-        validate_args: check values (support of x, finite encoder outputs), which reads tensors;
+        validate_args: check values (support of x, what the networks return), which reads tensors;
             by default as torch.distributions does. Turn it off for
             ``torch.compile(fullgraph=True)`` and ``torch.func.vmap``.
 
     Raises:
-        ValueError: if an argument makes no sense, if the encoder or decoder returns other shapes,
-            or if x holds NaN or leaves the support.
+        ValueError: if an argument makes no sense, if the encoder or decoder returns other shapes
+            or values that are not finite, or if x holds NaN or leaves the support.
+        TypeError: if x is not floating, or the encoder returns no pair.
 
     Source: chapter ``vae``, eq-vae-elbo; Kingma and Welling (2014).
 
@@ -89,8 +91,8 @@ class VAE(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
+        encoder: Callable[[Tensor], tuple[Tensor, Tensor]],
+        decoder: Callable[[Tensor], Tensor],
         latent_dim: int,
         *,
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
@@ -225,7 +227,7 @@ class VAE(nn.Module):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Decoder means (n, *event) at ``n`` draws of the prior."""
         check_positive(n, "n")
-        reference = next(self.decoder.parameters(), torch.empty(()))
+        reference = next(self.parameters(), torch.empty(()))
         return self.decode(self._draw_prior(n, reference, generator)).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -242,7 +244,11 @@ class VAE(nn.Module):
         return self._posterior(self._checked(x))[0].var(0) > threshold
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_var = self.encoder(x)
+        posterior = self.encoder(x)
+        if not isinstance(posterior, tuple | list) or len(posterior) != 2:
+            seen = type(posterior).__name__
+            raise TypeError(f"encoder must return (mean, log_var), got {seen}")
+        mean, log_var = posterior
         expected = (len(x), self.latent_dim)
         for name, value in (("mean", mean), ("log_var", log_var)):
             if tuple(value.shape) != expected:
@@ -252,7 +258,13 @@ class VAE(nn.Module):
                 )
             if self.validate_args and not value.isfinite().all():
                 raise ValueError(f"encoder returned {name} with values that are not finite")
-        return at_least_float32(mean), at_least_float32(log_var)
+        mean, log_var = at_least_float32(mean), at_least_float32(log_var)
+        if self.validate_args and not log_var.exp().isfinite().all():
+            raise ValueError(
+                f"encoder returned log_var up to {log_var.max().item():.4g}, whose exponential, "
+                f"the variance, is not finite in {log_var.dtype}"
+            )
+        return mean, log_var
 
     def _deviation(self, reference: Tensor) -> Tensor:
         if isinstance(self.variance, str):
@@ -281,7 +293,10 @@ class VAE(nn.Module):
                 f"decoder must return examples of shape {tuple(x.shape[1:])} like x, "
                 f"got {tuple(likelihood.event_shape)}"
             )
-        return likelihood.log_prob(x)
+        log_likelihood = likelihood.log_prob(x)
+        if self.validate_args and log_likelihood.isnan().any():
+            raise ValueError("decoder returned values whose log-likelihood is NaN")
+        return log_likelihood
 
     def _normal(
         self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None

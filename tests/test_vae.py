@@ -364,9 +364,38 @@ def test_networks_of_the_wrong_shape_are_refused():
         gaussian_kl(torch.zeros(2, 3), torch.zeros(3))
 
 
-def test_an_encoder_that_breaks_is_named():
+def test_networks_that_break_are_named():
+    x = torch.rand(2, 6)
     vae = bernoulli_vae()
     with torch.no_grad():
         vae.encoder.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="encoder returned mean with values that are not finite"):
-        vae.elbo(torch.rand(2, 6))
+        vae.elbo(x)
+    vae = bernoulli_vae()
+    with torch.no_grad():
+        vae.encoder.bias[3:] = 100.0  # exp(100) does not exist in float32
+    for call in (vae.elbo, vae.encode, lambda x: vae.iwae_bound(x, 2)):
+        with pytest.raises(ValueError, match=r"log_var up to [\d.]+, whose exponential"):
+            call(x)
+    vae = bernoulli_vae()
+    with torch.no_grad():
+        vae.decoder[0].bias[2] = math.nan
+    for call in (vae.elbo, lambda x: vae.iwae_bound(x, 2), lambda x: vae.prior_bound(x, 2)):
+        with pytest.raises(ValueError, match="decoder returned values whose log-likelihood is NaN"):
+            call(x)
+
+
+def test_an_encoder_that_returns_one_tensor_is_refused():
+    vae = VAE(nn.Linear(6, 6), nn.Linear(3, 6), 3)
+    for batch in (2, 5):  # a tensor of two rows would unpack
+        with pytest.raises(TypeError, match=r"encoder must return \(mean, log_var\), got Tensor"):
+            vae.elbo(torch.rand(batch, 6))
+
+
+def test_plain_functions_serve_as_networks():
+    w = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    vae = VAE(lambda x: (x[:, :2], -x[:, 2:4].abs()), lambda z: z @ w.T, 2, likelihood="gaussian")
+    assert vae.elbo(torch.randn(4, 5)).value.shape == (4,)
+    draws = torch.Generator().manual_seed(3)
+    z = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(vae.sample(6, generator=draws), z @ w.T)
