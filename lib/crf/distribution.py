@@ -35,7 +35,8 @@ class LinearChainCRF(Distribution):
         end: scores of the last tag, (C,); 0 by default.
         mask: (B, T), True = keep; every sequence holds at least one position and is padded on the
             right. What stands in the padding is never read and has gradient 0.
-        validate_args: check values too, not only shapes and dtypes, as torch.distributions does.
+        validate_args: check values too, not only shapes and dtypes; the default, also after
+            torch.compile has switched off the checks of torch.distributions.
 
     Raises:
         TypeError: if scores are not floating-point or the mask is.
@@ -92,9 +93,7 @@ class LinearChainCRF(Distribution):
                 )
         self.dtype = reduce(torch.promote_types, (x.dtype for x in self._scores[:4]))
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
-        if validate_args is None:
-            validate_args = Distribution._validate_args
-        self._validate_args = validate_args and not inference.transformed()
+        self._validate_args = validate_args is not False and not inference.transformed()
         if self._validate_args:
             self._check_mask()
             self._check_scores()
@@ -161,8 +160,8 @@ class LinearChainCRF(Distribution):
         """log Z in nats, (B,)."""
         return inference.log_partition(*self._scores).to(self.dtype)
 
-    def _score(self, tags: Tensor) -> Tensor:
-        """The score of tags (..., B, T), in float64."""
+    def _check_tags(self, tags: Tensor) -> Tensor:
+        """Integer tags (..., B, T), in range where the mask is True."""
         shape, num_tags = tuple(self.mask.shape), len(self.start)
         if tags.is_floating_point() or tags.is_complex() or tags.dtype == torch.bool:
             raise TypeError(f"tags must be integers, got {tags.dtype}")
@@ -170,27 +169,14 @@ class LinearChainCRF(Distribution):
             raise ValueError(
                 f"tags must have shape (..., B, T), here {shape}, got {tuple(tags.shape)}"
             )
-        tags = torch.where(self.mask, tags.long(), 0)
         if self._validate_args and tags.numel():
-            low, high = (int(x) for x in tags.aminmax())
+            low, high = (int(x) for x in torch.where(self.mask, tags, 0).aminmax())
             if low < 0 or high >= num_tags:
                 raise ValueError(
                     f"tags must lie in 0..{num_tags - 1} where the mask is True, "
                     f"got {low if low < 0 else high}"
                 )
-        node = self.emissions.expand(*tags.shape, num_tags).gather(-1, tags.unsqueeze(-1))
-        node = torch.where(self.mask, node.squeeze(-1), 0)
-        moves = tags[..., :-1] * num_tags + tags[..., 1:]
-        edge = self.transitions.flatten().gather(0, moves.flatten()).view(moves.shape)
-        edge = torch.where(self.mask[:, 1:], edge, 0)
-        last = (self._lengths - 1).expand(tags.shape[:-1]).unsqueeze(-1)
-        first, final = tags[..., 0], tags.gather(-1, last).squeeze(-1)
-        return (
-            node.sum(-1, dtype=torch.float64)
-            + edge.sum(-1, dtype=torch.float64)
-            + self.start.gather(0, first.flatten()).view(first.shape).double()
-            + self.end.gather(0, final.flatten()).view(first.shape).double()
-        )
+        return tags.long()
 
     def score(self, tags: Tensor) -> Tensor:
         """The unnormalised log-probability in nats of ``tags`` (..., B, T), (..., B).
@@ -201,7 +187,7 @@ class LinearChainCRF(Distribution):
             TypeError: if ``tags`` are not integers.
             ValueError: if their shape does not fit or one is out of range.
         """
-        return self._score(tags).to(self.dtype)
+        return inference.path_score(*self._scores, self._check_tags(tags)).to(self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(tags) in nats for tags ``value`` (..., B, T), (..., B).
@@ -213,16 +199,23 @@ class LinearChainCRF(Distribution):
 
         Source: chapter ``crf``, eq-crf-nll.
         """
-        score = self._score(value)
-        if self._validate_args and (score == -torch.inf).any():
-            where = (score == -torch.inf).nonzero()[0].tolist()
-            raise ValueError(f"tags must not take a forbidden path (score -inf), as at {where}")
-        return (score - inference.log_partition(*self._scores)).to(self.dtype)
+        tags = self._check_tags(value)
+        if tags.dim() == 2 and (
+            inference.gradient_wanted(*self._scores) or inference.transformed()
+        ):
+            log_prob = -inference.Expectations.apply(*self._scores, tags)[0]
+        else:
+            log_z = inference.log_partition(*self._scores)
+            log_prob = inference.path_score(*self._scores, tags) - log_z
+        if self._validate_args and (log_prob == -torch.inf).any():
+            place = (log_prob == -torch.inf).nonzero()[0].tolist()
+            raise ValueError(f"tags must not take a forbidden path (score -inf), as at {place}")
+        return log_prob.to(self.dtype)
 
     @property
     def marginals(self) -> Tensor:
         """p(y_t = i), (B, T, C); 0 in the padding. Source: chapter ``crf``, eq-crf-marginals."""
-        return inference.Expectations.apply(*self._scores)[1].to(self.dtype)
+        return inference.Expectations.apply(*self._scores, None)[1].to(self.dtype)
 
     @property
     def pair_marginals(self) -> Tensor:
@@ -239,7 +232,7 @@ class LinearChainCRF(Distribution):
     def entropy(self) -> Tensor:
         """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
         scores = self._centered()
-        log_z, *expected = inference.Expectations.apply(*scores)
+        log_z, *expected = inference.Expectations.apply(*scores, None)
         return (log_z - _mean_score(scores, *expected)).to(self.dtype)
 
     @property
@@ -311,7 +304,7 @@ class LinearChainCRF(Distribution):
                 )
             if tags.min() < 0 or tags.max() >= num_tags:
                 raise ValueError(f"tags must lie in 0..{num_tags - 1}, got {tags.tolist()}")
-        if torch.is_grad_enabled() and any(x.requires_grad for x in self._scores):
+        if inference.gradient_wanted(*self._scores):
             other = torch.ones_like(self.emissions, dtype=torch.bool)
             other[:, :start] = other[:, stop:] = False
             other[:, start:stop].scatter_(2, tags.unsqueeze(2), False)
@@ -359,7 +352,7 @@ def _kl(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     if p._validate_args and not torch.equal(p.mask, q.mask):
         raise ValueError("p and q must be over the same sequences, got different masks")
     ours, theirs = p._centered(), q._centered()
-    log_z, *expected = inference.Expectations.apply(*ours)
+    log_z, *expected = inference.Expectations.apply(*ours, None)
     own = _mean_score(ours, *expected) - log_z
     other = _mean_score(theirs, *expected) - inference.log_partition(*theirs)
     return (own - other).to(torch.promote_types(p.dtype, q.dtype))

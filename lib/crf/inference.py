@@ -26,9 +26,27 @@ __all__ = [
     "LogMessages",
     "PairMarginals",
     "best_path",
+    "gradient_wanted",
     "log_partition",
+    "path_score",
     "transformed",
 ]
+
+
+def path_score(
+    emissions: Tensor, transitions: Tensor, start: Tensor, end: Tensor, mask: Tensor, tags: Tensor
+) -> Tensor:
+    """The score (...,) in float64 of ``tags`` (..., B, T); padding counts as tag C."""
+    num_tags = len(start)
+    tags = torch.where(mask, tags, num_tags)
+    node = emissions.expand(*tags.shape, num_tags)
+    node = node.gather(-1, tags.clamp(max=num_tags - 1).unsqueeze(-1)).squeeze(-1)
+    node = torch.where(mask, node, 0).sum(-1, dtype=torch.float64)
+    table = pad(torch.cat([transitions, end.unsqueeze(1)], 1).double(), (0, 0, 0, 1)).flatten()
+    moves = tags * (num_tags + 1) + pad(tags[..., 1:], (0, 1), value=num_tags)
+    edge = table.gather(0, moves.flatten()).view_as(moves).sum(-1)
+    first = start.double().gather(0, tags[..., 0].flatten()).view_as(node)
+    return first + node + edge
 
 
 def _check_paths(log_z: Tensor) -> None:
@@ -57,20 +75,42 @@ def _log_partition(*scores: Tensor) -> Tensor:
     return log_z
 
 
-def _expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    expectations = scaled.expectations(*scores)
-    if expectations is not None:
-        return expectations
+def _log_expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log Z (B,), p(y_t = k) (N, B, K) and expected transitions (B, K, K), in log space."""
     chain = Chain.pad(*scores)
     before, behind = forward(chain), backward(chain)
     log_z = before[-1, :, -1]
     _check_paths(log_z)
     after, ahead = before + chain.emissions, behind + chain.emissions - log_z.unsqueeze(1)
-    node = (before + ahead).exp()[:-1, :, :-1].transpose(0, 1)
-    edges = torch.zeros_like(chain.transitions).expand(log_z.shape[0], -1, -1)
+    edges = torch.zeros_like(chain.transitions).repeat(len(log_z), 1, 1)
     for here, there in zip(after[:-1], ahead[1:], strict=True):
-        edges = edges + (here.unsqueeze(2) + chain.transitions + there.unsqueeze(1)).exp()
-    return log_z + chain.offset, node.to(scores[0].dtype).contiguous(), edges
+        edges += (here.unsqueeze(2) + chain.transitions + there.unsqueeze(1)).exp()
+    return log_z + chain.offset, (before + ahead).exp(), edges
+
+
+def _expectations(
+    emissions: Tensor,
+    transitions: Tensor,
+    start: Tensor,
+    end: Tensor,
+    mask: Tensor,
+    tags: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :class:`Expectations` returns."""
+    scores = emissions, transitions, start, end, mask
+    log_z, node, edges = scaled.expectations(*scores) or _log_expectations(*scores)
+    if tags is not None:
+        size = node.shape[-1]
+        path = pad(torch.where(mask, tags, size - 1), (0, 1), value=size - 1)  # (B, N)
+        rows = torch.arange(path.numel(), device=path.device) * size
+        ones = node.new_ones(()).expand(path.numel())
+        node.view(-1).scatter_add_(0, rows + path.T.flatten(), -ones)
+        moves = path[:, :-1] * size + path[:, 1:]
+        blocks = torch.arange(len(path), device=path.device).unsqueeze(1) * size**2
+        edges -= torch.bincount((moves + blocks).flatten(), minlength=edges.numel()).view_as(edges)
+        log_z = log_z - path_score(*scores, tags)
+    marginals = torch.empty_like(emissions, memory_format=torch.contiguous_format)
+    return log_z, marginals.copy_(node[:-1, :, :-1].transpose(0, 1)), edges
 
 
 def _softmax(scores: Tensor, dim: int) -> Tensor:
@@ -147,17 +187,17 @@ def _covariance(
 
 def _operation(name: str, outputs: str, implementation: Callable, fake: Callable) -> Callable:
     """Call ``implementation`` directly, but as one opaque operation inside torch.compile."""
-    extra = ", Tensor node, Tensor edges" if name == "covariance" else ""
+    extra = {"expectations": ", Tensor? tags", "covariance": ", Tensor node, Tensor edges"}
     scores = "Tensor emissions, Tensor transitions, Tensor start, Tensor end, Tensor mask"
     operation = torch.library.custom_op(
         f"why_it_works::crf_{name}",
         implementation,
         mutates_args=(),
-        schema=f"({scores}{extra}) -> {outputs}",
+        schema=f"({scores}{extra.get(name, '')}) -> {outputs}",
     )
     operation.register_fake(fake)
 
-    def call(*arguments: Tensor) -> Any:
+    def call(*arguments: Tensor | None) -> Any:
         if torch.compiler.is_compiling():
             return operation(*arguments)
         return implementation(*arguments)
@@ -221,18 +261,26 @@ class _PerSlice(torch.autograd.Function):
 
 
 class Expectations(_PerSlice):
-    """log Z (B,), p(y_t = i) (B, T, C) and the expected number of transitions (B, K, K)."""
+    """log Z (B,), p(y_t = i) (B, T, C) and the expected number of transitions (B, K, K).
+
+    With ``tags`` (B, T), each less what it is on that path: -log p(tags) and its gradient.
+    """
 
     @staticmethod
     def forward(
-        emissions: Tensor, transitions: Tensor, start: Tensor, end: Tensor, mask: Tensor
+        emissions: Tensor,
+        transitions: Tensor,
+        start: Tensor,
+        end: Tensor,
+        mask: Tensor,
+        tags: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _run_expectations(emissions, transitions, start, end, mask)
+        return _run_expectations(emissions, transitions, start, end, mask, tags)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.save_for_backward(*inputs[:-1], *output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -253,7 +301,7 @@ class Expectations(_PerSlice):
             grad_edges = torch.zeros_like(edges) if grad_edges is None else grad_edges
             second = Covariance.apply(*scores, grad_node, grad_edges.unsqueeze(1))
             total = second if total is None else tuple(map(torch.add, total, second))
-        return (*(total or (None,) * 4), None)
+        return (*(total or (None,) * 4), None, None)
 
 
 class PairMarginals(_PerSlice):
@@ -331,11 +379,15 @@ def transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def gradient_wanted(*scores: Tensor) -> bool:
+    """Whether a derivative of these may be asked for."""
+    return transformed() or (torch.is_grad_enabled() and any(x.requires_grad for x in scores))
+
+
 def log_partition(*scores: Tensor) -> Tensor:
     """log Z (B,) in float64, by half a sweep where no gradient is wanted."""
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in scores)
-    if wanted or transformed():
-        return Expectations.apply(*scores)[0]
+    if gradient_wanted(*scores):
+        return Expectations.apply(*scores, None)[0]
     return _log_partition(*scores)
 
 

@@ -9,13 +9,15 @@ more axis: slice s of the sweep holds time s forwards and time N - 1 - s backwar
 numbers lose no digits, but they may underflow: a guard bounds beforehand how far a message can fall
 below the largest, and beyond the bound the answer is None and the caller goes through log space.
 
-On the CPU the loop runs in NumPy, whose calls cost a third of torch's at these sizes.
+The code is in the words that NumPy and torch share. Small problems on the CPU run in NumPy, whose
+calls cost a third of torch's; all others in torch.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from torch import Tensor
 __all__ = ["expectations", "log_messages", "log_partition"]
 
 _LIMIT = 600.0  # nats that products of messages may span; float64 underflows at 708
+_NARROW = 60.0  # emissions within this range need no shift of their own a step
 _DROP = 340.0  # a parameter this far below the largest is taken for 0 ...
 _SAFE = 40.0  # ... if what it could add stays this far below what is kept: exp(-40) < 1e-17
 _MAX_REACH = 16
@@ -46,12 +49,14 @@ class _Weights(NamedTuple):
 
 
 class _Sweep(NamedTuple):
-    """Messages of both directions in the workspace: valid until the next call."""
+    """Messages of both directions, in the workspace: valid until the next call."""
 
-    before: Tensor  # (N, 2, B, K) without the emission of the slice
-    after: Tensor  # (N, 2, B, K) with it
-    kernel: Tensor  # (K, K)
-    log_z: Tensor  # (B,)
+    before: Any  # (N, 2, B, K) without the emission of the slice
+    after: Any  # (N, 2, B, K) with it
+    kernel: Any  # (K, K)
+    log_z: Any  # (B,)
+    spare: tuple[Any, Any]  # (N, B, K) each
+    xp: ModuleType
 
 
 class _Workspace(threading.local):
@@ -76,12 +81,15 @@ _workspace = _Workspace()
 def _exponentiate(scores: Tensor) -> tuple[np.ndarray, float, float, float]:
     """exp(scores - top), top, the range of what is kept and the gap to what is dropped."""
     values = scores.detach().cpu().double().numpy()
-    top = values.max()
+    top = float(values.max())
+    if math.isfinite(top) and top - values.min() <= _DROP:  # all kept
+        gap = top - values
+        return np.exp(-gap), top, float(gap.max()), math.inf
     gap = top - values
     kept = gap <= _DROP
     far = gap[~kept & (gap < np.inf)].min(initial=np.inf)
     weights = np.where(kept, np.exp(-gap), 0.0)
-    return weights, float(top), float(gap.max(where=kept, initial=0.0)), float(far)
+    return weights, top, float(gap.max(where=kept, initial=0.0)), float(far)
 
 
 def _reach(allowed: np.ndarray) -> float:
@@ -97,10 +105,9 @@ def _reach(allowed: np.ndarray) -> float:
 def _weights(transitions: Tensor, start: Tensor, end: Tensor) -> _Weights | None:
     """Extend the parameters by the padding and exponentiate them; None if all are forbidden."""
     tags = len(start)
-    with np.errstate(invalid="ignore"):  # inf - inf, where the largest score is infinite
-        inner, top, spread, far = _exponentiate(transitions)
-        first, top_start, spread_start, far_start = _exponentiate(start)
-        last, top_end, spread_end, far_end = _exponentiate(end)
+    inner, top, spread, far = _exponentiate(transitions)
+    first, top_start, spread_start, far_start = _exponentiate(start)
+    last, top_end, spread_end, far_end = _exponentiate(end)
     if not all(map(math.isfinite, (top, top_start, top_end))):
         return None
     kernel = np.zeros((tags + 1, tags + 1))
@@ -133,34 +140,39 @@ def _interval(weights: _Weights, spread: float) -> int:
     return min(_MAX_INTERVAL, int(room)) if room >= 1 else 0
 
 
-def _emissions(emissions: Tensor, mask: Tensor, out: Tensor, space: Tensor) -> tuple[Tensor, float]:
-    """Write exp(h - max h), extended by the padding, to ``out`` (N, B, K).
+def _emissions(h: Any, emissions: Any, mask: Any, out: Any, xp: ModuleType) -> tuple[Any, float]:
+    """Write exp(h - c), extended by the padding, to ``out`` (N, B, K), by way of ``h`` (B, T, C).
 
-    Returns the sum of the maxima (B,) and the largest range of emissions within a step.
+    Returns the sums of the shifts c (B,) and the range of h - c. One shift serves all if the scores
+    lie close together; else it is the largest score of each step.
     """
-    _, length, tags = emissions.shape
+    length, tags = h.shape[1:]
     padding = ~mask
-    rows = padding.flatten().nonzero().squeeze(1)
-    flat = space[: emissions.numel()].view(-1, tags)
-    flat.view_as(emissions).copy_(emissions)
-    flat.index_fill_(0, rows, 0.0)  # whatever stands there is not read
-    top = flat.amax(1, keepdim=True)
-    flat -= top
-    spread = -flat.min().item()
-    if flat.device.type == "cpu":
-        np.exp(flat.numpy(), out=flat.numpy())
+    flat, rows = h.reshape(-1, tags), xp.where(padding.reshape(-1))[0]
+    h[...] = emissions
+    low, high = float(h.min()), float(h.max())
+    if not high - low <= _NARROW:
+        flat[rows] = flat[0]  # whatever stands there is not read
+        low, high = float(h.min()), float(h.max())
+    if high - low <= _NARROW:
+        shift = mask.sum(1) * xp.full_like(h[0, 0, 0], high)
+        h -= high
     else:
-        flat.exp_()
-    flat.index_fill_(0, rows, 0.0)
-    out[:length, :, :tags] = flat.view_as(emissions).transpose(0, 1)
-    out[:length, :, tags] = padding.T
+        top = xp.amax(h, 2)
+        shift = (top * mask).sum(1)
+        h -= top[..., None]
+        low, high = float(h.min()), 0.0
+    xp.exp(h, out=h)
+    flat[rows] = 0.0
+    out[:length, :, :tags] = h.swapaxes(0, 1)
+    out[:length, :, tags] = padding.swapaxes(0, 1)
     out[length:] = 0.0
     out[length:, :, tags] = 1.0
-    return top.view_as(mask).sum(1), spread
+    return shift, high - low
 
 
-def _loop(kernels: Any, before: Any, after: Any, interval: int, xp: Any) -> Any:
-    """The recursion, in numpy or torch; returns the logs of the scales taken out (2, B).
+def _loop(kernels: Any, before: Any, after: Any, interval: int, xp: ModuleType) -> Any:
+    """The recursion; returns the logs of the scales taken out (2, B).
 
     Enters with the emissions in ``after`` and the first slice of ``before``; both (N, 2, B, K).
     """
@@ -192,63 +204,74 @@ def _sweep(
     if weights is None or not batch:
         return None
     device, size = emissions.device, tags + 1
+    in_numpy = device.type == "cpu" and batch * size**2 <= _NUMPY_LIMIT
+    xp = np if in_numpy else torch
     steps = length + 1 + (length % 2 if half else 0)
     count = steps // 2 + 1 if half else steps
-    both = 2 * steps * batch * size
-    before, after, space = _workspace.split(device, both, both, batch * length * tags)
-    before, after = (x.view(steps, 2, batch, size) for x in (before, after))
-    log_scale, spread = _emissions(emissions, mask, after[:, 0], space)
+
+    def native(x: Tensor) -> Any:
+        return x.detach().numpy() if in_numpy else x.detach()
+
+    one = steps * batch * size
+    pieces = [native(x) for x in _workspace.split(device, 2 * one, 2 * one, one, one)]
+    before, after = (x.reshape(steps, 2, batch, size) for x in pieces[:2])
+    spare = tuple(x.reshape(steps, batch, size) for x in pieces[2:])
+    h = pieces[2][: emissions.numel()].reshape(batch, length, tags)
+    shift, spread = _emissions(h, native(emissions), native(mask), after[:, 0], xp)
     interval = _interval(weights, spread)
     if not interval:
         return None
-    after[:, 1] = after[:, 0].flip(0)
+    after[:, 1] = xp.flip(after[:, 0], (0,))
     before, after = before[:count], after[:count]
-    before[0, 0] = torch.from_numpy(weights.start)
+    kernel = native(torch.from_numpy(weights.kernel).to(device))
+    before[0, 0] = native(torch.from_numpy(weights.start).to(device))
     before[0, 1] = 1.0
-    kernel = torch.from_numpy(weights.kernel).to(device)
-    kernels = torch.stack([kernel, kernel.T])
-    if device.type == "cpu" and batch * size**2 <= _NUMPY_LIMIT:
-        log_scales = _loop(kernels.numpy(), before.numpy(), after.numpy(), interval, np)
-        log_scales = torch.from_numpy(log_scales)
-    else:
-        log_scales = _loop(kernels, before, after, interval, torch)
+    log_scales = _loop(xp.stack([kernel, kernel.T]), before, after, interval, xp)
     top, top_start, top_end = weights.scales
-    log_z = log_scale + top_start + top_end + top * (mask.sum(1) - 1).double()
+    moves = native(mask.sum(1, dtype=torch.float64)) - 1.0
+    log_z = shift + top * moves + (top_start + top_end)
     if half:
-        log_z += (before[-1, 0] * after[-1, 1]).sum(-1).log() + log_scales.sum(0)
+        log_z += xp.log((before[-1, 0] * after[-1, 1]).sum(-1)) + log_scales.sum(0)
     else:
-        log_z += after[-1, 0, :, tags].log() + log_scales[0]
-    return _Sweep(before, after, kernel, log_z) if log_z.isfinite().all() else None
+        log_z += xp.log(after[-1, 0, :, tags]) + log_scales[0]
+    if not xp.isfinite(log_z).all():
+        return None
+    return _Sweep(before, after, kernel, log_z, spare, xp)
 
 
+@np.errstate(all="ignore")
 def log_partition(*scores: Tensor) -> Tensor | None:
     """log Z (B,)."""
     sweep = _sweep(*scores, half=True)
-    return None if sweep is None else sweep.log_z
+    return None if sweep is None else torch.as_tensor(sweep.log_z)
 
 
+@np.errstate(all="ignore")
 def log_messages(*scores: Tensor) -> tuple[Tensor, Tensor] | None:
     """Logs of ``before`` and ``behind`` (N, B, K), up to a constant for each time and sequence."""
     sweep = _sweep(*scores)
-    return None if sweep is None else (sweep.before[:, 0].log(), sweep.before[:, 1].flip(0).log())
+    if sweep is None:
+        return None
+    before, behind = sweep.before[:, 0], sweep.xp.flip(sweep.before[:, 1], (0,))
+    return torch.as_tensor(sweep.xp.log(before)), torch.as_tensor(sweep.xp.log(behind))
 
 
+@np.errstate(all="ignore")
 def expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """log Z (B,), p(y_t = i) (B, T, C) and the expected number of transitions (B, K, K)."""
+    """log Z (B,), p(y_t = k) (N, B, K) and the expected number of transitions (B, K, K).
+
+    The second lies in the workspace and is valid until the next call.
+    """
     sweep = _sweep(*scores)
     if sweep is None:
         return None
+    xp, (node, ahead) = sweep.xp, sweep.spare
     before, after = sweep.before[:, 0], sweep.after[:, 0]
-    behind = sweep.after[:, 1].flip(0)  # emission included
-    node = before * behind
-    mass = (node @ node.new_ones(node.shape[-1])).unsqueeze(-1)
-    node /= mass
-    behind /= mass
-    marginals = torch.empty_like(scores[0], memory_format=torch.contiguous_format)
-    marginals.copy_(node[:-1, :, :-1].transpose(0, 1))
-    pair = after[:-1].permute(1, 2, 0), behind[1:].transpose(0, 1)  # (B, K, T), (B, T, K)
-    if behind.device.type == "cpu":  # NumPy's batched product is several times faster here
-        edges = torch.from_numpy(np.matmul(*(x.numpy() for x in pair)))
-    else:
-        edges = torch.matmul(*pair)
-    return sweep.log_z, marginals, edges.mul_(sweep.kernel)
+    xp.multiply(before, xp.flip(sweep.after[:, 1], (0,)), out=node)
+    mass = node.reshape(-1, node.shape[-1]) @ xp.ones_like(node[0, 0])
+    xp.multiply(xp.flip(sweep.after[:, 1], (0,)), 1.0 / mass.reshape(*node.shape[:2], 1), out=ahead)
+    xp.multiply(before, ahead, out=node)
+    past, future = after[:-1].swapaxes(0, 1), ahead[1:].swapaxes(0, 1)  # (B, T, K)
+    edges = xp.matmul(past.swapaxes(1, 2), future)
+    edges *= sweep.kernel
+    return torch.as_tensor(sweep.log_z), torch.as_tensor(node), torch.as_tensor(edges)
