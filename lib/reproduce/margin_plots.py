@@ -1,0 +1,125 @@
+"""The pictures of chapter ``margin``: features, margins, pulls, rounding and the open set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lib.book import BLUE, GREEN, INK, ORANGE, PINK
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_curves", "draw_features", "draw_roc", "draw_rounding"]
+
+COLOURS = (BLUE, GREEN, ORANGE, PINK)
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+MARKS = "os^Dv"
+
+
+def draw_features(
+    panels: Mapping[str, tuple[Tensor, Tensor, Tensor]], trios: Mapping[str, Sequence[int]]
+) -> Figure:
+    """Two-dimensional features by class, with the centres and a trio of points.
+
+    Args:
+        panels: name -> features (N, 2), classes (N,) below 5, centres (C, 2).
+        trios: name -> a point, its fellow and a stranger, as rows of the features.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, row = plt.subplots(1, len(panels), figsize=(6.4, 3.3))
+    for axes, (name, (points, classes, centres)) in zip(row, panels.items(), strict=True):
+        size = points.norm(dim=1).quantile(0.99)
+        for k, centre in enumerate(centres / centres.norm(dim=1, keepdim=True)):
+            colour = (*COLOURS, INK)[k]
+            x, y = points[classes == k].t()
+            axes.scatter(x, y, s=5, color=colour, marker=MARKS[k], alpha=0.35, linewidths=0)
+            axes.plot([0, size * centre[0]], [0, size * centre[1]], color=colour, lw=1, ls="-")
+            axes.text(*(1.12 * size * centre), str(k), color=colour, ha="center", va="center")
+        for letter, point in zip("abc", points[list(trios[name])], strict=True):
+            axes.scatter(*point, s=42, facecolor="none", edgecolor=INK, linewidths=1.4, zorder=3)
+            axes.annotate(letter, point, (6, 4), textcoords="offset points", weight="bold")
+        axes.set(xlim=(-1.25 * size, 1.25 * size), ylim=(-1.25 * size, 1.25 * size))
+        axes.set(aspect="equal", xticks=[], yticks=[], xlabel=name)
+        axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def draw_curves(
+    curves: Mapping[str, Tensor],
+    theta: Tensor,
+    ylabel: str,
+    labels: Mapping[str, tuple[float, float]],
+    zones: Sequence[tuple[float, float]] = (),
+) -> Figure:
+    """Functions of the angle to the own centre, named where ``labels`` says (degrees, height)."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    degrees = theta * 180 / math.pi
+    for left, right in zones:
+        axes.axvspan(math.degrees(left), math.degrees(right), color=INK, alpha=0.15, lw=0)
+    for (name, values), colour, dash in zip(
+        curves.items(), (INK, *COLOURS), ("-", *DASHES), strict=False
+    ):
+        axes.plot(degrees, values, color=colour, ls=dash, lw=1.2 if colour == INK else 1.8)
+        axes.text(*labels[name], name, color=colour)
+    axes.set(xlabel="angle to the own centre (degrees)", ylabel=ylabel, xlim=(0, 180))
+    axes.set_xticks(range(0, 181, 30))
+    return figure
+
+
+def draw_rounding(
+    errors: Mapping[str, Tensor], product: Tensor, predicted: Tensor, failed: float
+) -> Figure:
+    """Largest error of the loss against s m, with the prediction; beyond ``failed`` it is inf."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for (name, error), colour, dash, mark in zip(
+        errors.items(), (ORANGE, BLUE), DASHES, MARKS, strict=False
+    ):
+        axes.plot(product, error, color=colour, ls=dash, marker=mark, ms=3)
+        seen = error.isfinite().nonzero()[-1].item()
+        axes.annotate(
+            name, (product[seen], error[seen]), (0, 8), textcoords="offset points", color=colour,
+            ha="right" if seen > len(product) // 2 else "center",
+        )  # fmt: skip
+    axes.plot(product, predicted, color=INK, lw=1, ls="-")
+    axes.axvspan(failed, product[-1], color=ORANGE, alpha=0.15, lw=0)
+    axes.text(failed + 0.3, 1e-7, "not finite", color=ORANGE, va="center")
+    axes.set(xlabel="scale × margin", ylabel="largest error (nats)", yscale="log")
+    axes.set(xlim=(product[0], product[-1]), ylim=(1e-8, 10))
+    return figure
+
+
+def draw_roc(
+    curves: Mapping[str, tuple[Tensor, Tensor]], rate: Callable[[Tensor, Tensor], float]
+) -> Figure:
+    """Answerable queries accepted against unanswerable ones accepted, over all thresholds.
+
+    Args:
+        curves: name -> best cosines with an answer (N,), and without (M,).
+        rate: the number to print behind the name.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.6, 3.6))
+    axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls="-")
+    for (name, (with_answer, without)), colour, dash in zip(
+        curves.items(), COLOURS, DASHES, strict=False
+    ):
+        threshold = torch.cat([with_answer, without]).sort(descending=True).values
+        accepted = [(group.unsqueeze(1) >= threshold).double().mean(0) for group in
+                    (without, with_answer)]  # fmt: skip
+        label = f"{name}, AUC {rate(with_answer, without):.2f}"
+        axes.plot(*accepted, color=colour, ls=dash, label=label)
+    axes.set(xlabel="unanswerable queries accepted", ylabel="answerable queries accepted")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    axes.legend(loc="lower right")
+    return figure
