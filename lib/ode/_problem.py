@@ -1,0 +1,188 @@
+"""A problem as the solvers see it: one tensor as the state, a checked field, times in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import FieldError, TimeOrderError
+from ._methods import Field
+from ._transforms import concrete, readable
+
+__all__ = ["Problem", "State"]
+
+State = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem with one tensor as its state, and the way back to the state that was given.
+
+    Attributes:
+        func: the field, checked: it returns slopes of the shape and dtype of its state.
+        y0: the initial state.
+        t: the times (T,) on the device of ``y0``, or an empty tensor.
+        values: the times as numbers where they can be read.
+        shape_state: turns (..., *y0.shape) into the user's kind of state.
+    """
+
+    func: Field
+    y0: Tensor
+    t: Tensor
+    values: list[float] | None
+    shape_state: Callable[[Tensor], Any]
+
+    @classmethod
+    def of(cls, func: Callable[..., Any], y0: State, t: Tensor | Sequence[float] | None) -> Problem:
+        shape_state: Callable[[Tensor], Any] = _same
+        if isinstance(y0, Tensor):
+            state = y0
+        else:
+            func, state, shape_state = _join(func, y0)
+        if not (state.is_floating_point() or state.is_complex()):
+            raise TypeError(f"y0 must be floating-point or complex, got {state.dtype}")
+        pointwise = getattr(func, "pointwise", None)
+        if state.dtype.to_real().itemsize < 4:
+            func, state, shape_state = _widen(func, state, shape_state)
+        elif hasattr(func, "prepared"):
+            func = func.prepared(state)
+        else:
+            func = _bare(func)
+        times, values = _times(t, state)
+        if values is not None and concrete(state.detach().isfinite().all()) is False:
+            raise ValueError("y0 must be finite, got nan or inf in it")
+        return cls(_checked(func, pointwise), state, times, values, shape_state)
+
+
+def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[float] | None]:
+    """The times as a tensor beside ``y`` and, where they can be read, as numbers in order."""
+    if t is None:
+        return y.new_empty(0, dtype=y.dtype.to_real()), None
+    if isinstance(t, Tensor):
+        times, values = t, readable(t) if t.dim() == 1 else None
+    else:
+        items = list(t)
+        if any(isinstance(item, Tensor) for item in items):
+            times = torch.stack([torch.as_tensor(item, dtype=torch.float64) for item in items])
+            values = readable(times)
+        else:
+            values = [float(item) for item in items]
+            times = torch.tensor(values, dtype=torch.float64)
+    if times.dim() != 1 or len(times) == 0:
+        raise ValueError(f"t must have shape (T,) with T at least 1, got {tuple(times.shape)}")
+    if times.is_complex() or times.dtype == torch.bool:
+        raise TypeError(f"t must hold real numbers, got {times.dtype}")
+    if not times.is_floating_point():
+        times = times.to(y.dtype.to_real())
+    if values is not None:
+        _check_order(values, y)
+    return times.to(y.device), values
+
+
+def _check_order(values: list[float], y: Tensor) -> None:
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise TimeOrderError(f"t must be finite, got t[{index}] = {value}", y=y.detach())
+    pairs = list(pairwise(values))
+    rising = bool(pairs) and pairs[0][1] > pairs[0][0]
+    for index, (a, b) in enumerate(pairs):
+        if a == b or (b > a) != rising:
+            raise TimeOrderError(
+                "t must be strictly increasing or strictly decreasing, "
+                f"got t[{index}] = {a:g} before t[{index + 1}] = {b:g}",
+                t=values[0],
+                y=y.detach(),
+            )
+
+
+def _bare(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a module nobody watches: its ``__call__`` costs two small operations."""
+    watched = getattr(nn.modules.module, "_has_any_global_hook", lambda: True)
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if (
+        not isinstance(func, nn.Module)
+        or type(func).__call__ is not nn.Module.__call__
+        or watched()
+        or any(getattr(func, kind, True) for kind in kinds)
+        or torch.compiler.is_compiling()
+    ):
+        return func
+    return func.forward
+
+
+def _checked(func: Callable[..., Any], pointwise: bool | None) -> Field:
+    """``func``, refusing to return anything but the derivative of its state."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        slope = func(t, y)
+        if isinstance(slope, Tensor) and slope.shape == y.shape:
+            if slope.dtype is y.dtype:
+                return slope
+            if y.is_complex() or not slope.is_complex():
+                return slope.to(y.dtype)
+        is_tensor = isinstance(slope, Tensor)
+        seen = f"{tuple(slope.shape)} of {slope.dtype}" if is_tensor else type(slope).__name__
+        raise FieldError(
+            f"func must return a tensor of shape {tuple(y.shape)} of {y.dtype}, like its state, "
+            f"got {seen} at {_when(t)}"
+        )
+
+    field.pointwise = pointwise  # type: ignore[attr-defined]
+    return field
+
+
+def _when(t: Tensor) -> str:
+    value = concrete(t) if t.numel() == 1 else None
+    return "some time" if value is None else f"t = {value:.6g}"
+
+
+def _join(
+    func: Callable[..., Any], y0: Sequence[Tensor]
+) -> tuple[Callable[..., Any], Tensor, Callable[[Tensor], Any]]:
+    """Carry a tuple of tensors as one vector."""
+    if not isinstance(y0, (tuple, list)) or not y0 or not all(isinstance(y, Tensor) for y in y0):
+        raise TypeError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
+    shapes = [y.shape for y in y0]
+    dtypes = [y.dtype for y in y0]
+    sizes = [y.numel() for y in y0]
+
+    def split(y: Tensor, like: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+        parts = y.split(sizes, dim=-1)
+        return tuple(
+            part.reshape(*y.shape[:-1], *shape).to(dtype)
+            for part, shape, dtype in zip(parts, shapes, like, strict=True)
+        )
+
+    def joined(t: Tensor, y: Tensor) -> Tensor:
+        slopes = func(t, split(y, dtypes))
+        seen = [tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__ for s in slopes]
+        if seen != [tuple(shape) for shape in shapes]:
+            raise FieldError(
+                f"func must return a tuple of the shapes {[tuple(s) for s in shapes]} of its "
+                f"state, got {seen} at {_when(t)}"
+            )
+        return torch.cat([slope.reshape(-1).to(y.dtype) for slope in slopes])
+
+    return joined, torch.cat([y.reshape(-1) for y in y0]), lambda y: split(y, dtypes)
+
+
+def _widen(
+    func: Callable[..., Any], y0: Tensor, shape_state: Callable[[Tensor], Any]
+) -> tuple[Callable[..., Any], Tensor, Callable[[Tensor], Any]]:
+    """Add up in float32 what ``func`` computes in half precision."""
+    half = y0.dtype
+
+    def widened(t: Tensor, y: Tensor) -> Tensor:
+        return func(t.to(half), y.to(half)).float()
+
+    return widened, y0.float(), lambda y: shape_state(y.to(half))
+
+
+def _same(y: Tensor) -> Any:
+    return y

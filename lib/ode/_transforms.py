@@ -1,0 +1,38 @@
+"""Which values may be looked at: none under torch.func transforms or torch.compile."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["concrete", "is_transformed", "readable"]
+
+
+def concrete(value: Tensor) -> float | None:
+    """The number in a tensor of one element, or None where vmap or compile hides it."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return value.detach().item()
+    except RuntimeError:
+        return None
+
+
+def readable(values: Tensor) -> list[float] | None:
+    """The numbers in ``values``, or None where vmap or compile hides them."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return values.detach().tolist()
+    except RuntimeError:
+        return None
+
+
+def is_transformed(y: Tensor) -> bool:
+    """Whether torch.func, forward-mode differentiation or torch.compile is at work."""
+    if torch.compiler.is_compiling():
+        return True
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    if active is not None and active():
+        return True
+    return torch.autograd.forward_ad._current_level >= 0
