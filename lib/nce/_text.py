@@ -1,0 +1,119 @@
+"""Running text, cut into batches, and the places where each word occurs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Groups", "Text", "group"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The places of each distinct id in a vector of ids: a sort of the places, cut into runs."""
+
+    rows: Tensor  # (U,) the distinct ids
+    order: Tensor  # (N,) places, sorted by id
+    starts: Tensor  # (U,) where the run of each id begins in order
+
+
+def group(ids: Tensor, size: int, device: torch.device) -> Groups:
+    """Group the places of ``ids`` (N,), all below ``size``; the answer is put on ``device``."""
+    numbers = ids.numpy()
+    order = _radix_order(numbers, size)
+    ordered = numbers[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    tables = ordered[starts], order, starts
+    return Groups(*(torch.from_numpy(table).to(device) for table in tables))
+
+
+def _radix_order(numbers: np.ndarray, size: int) -> np.ndarray:
+    """A stable argsort by 16 bits at a time, for which numpy has a radix sort."""
+    order = numbers.astype(np.uint16).argsort(kind="stable")
+    for shift in range(16, size.bit_length(), 16):
+        digit = (numbers >> shift).astype(np.uint16)
+        order = order[digit[order].argsort(kind="stable")]
+    return order
+
+
+@dataclass(frozen=True)
+class Text:
+    """Sentences of word ids laid end to end, on the CPU: the words and whose sentence they are."""
+
+    ids: Tensor  # (N,)
+    sentence: Tensor  # (N,) int32
+
+    @classmethod
+    def from_sentences(cls, sentences: Iterable[Sequence[int] | Tensor], size: int) -> Text:
+        """Lay ``sentences`` of ids below ``size`` end to end."""
+        sentences = list(sentences)
+        for number, sentence in enumerate(sentences):
+            if isinstance(sentence, str) or not hasattr(sentence, "__len__"):
+                raise TypeError(
+                    f"sentences must be sequences of word ids, got {sentence!r} as sentence "
+                    f"{number}; Vocabulary.encode turns words into ids"
+                )
+        lengths = torch.tensor([len(sentence) for sentence in sentences], dtype=torch.int64)
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest < 2:
+            raise ValueError(
+                "sentences must hold at least one of two words or more, got "
+                f"{len(sentences)} sentences, the longest of {longest}"
+            )
+        ids = _flat_ids(sentences)
+        wrong = (ids < 0) | (ids >= size)
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            number = int(torch.searchsorted(lengths.cumsum(0), place, right=True))
+            raise ValueError(
+                f"sentences must hold ids in 0 .. {size - 1}, got {int(ids[place])} in "
+                f"sentence {number}"
+            )
+        return cls(
+            ids, torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), lengths)
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subsampled(self, threshold: float, generator: torch.Generator | None) -> Text:
+        """Keep each word of share f with probability sqrt(t / f) + t / f, t the ``threshold``."""
+        ratio = threshold * len(self) / self.ids.bincount()
+        keep = (ratio.sqrt() + ratio)[self.ids]
+        kept = torch.rand(len(self), generator=generator) < keep
+        return Text(self.ids[kept], self.sentence[kept])
+
+    def padded(self, multiple: int) -> Text:
+        """Fill up to a ``multiple`` of words with some that have no neighbours."""
+        missing = -len(self) % multiple
+        ids = torch.cat((self.ids, self.ids.new_zeros(missing)))
+        return Text(ids, torch.cat((self.sentence, -1 - torch.arange(missing, dtype=torch.int32))))
+
+    def batches(self, size: int, generator: torch.Generator | None) -> Iterator[Text]:
+        """Runs of ``size`` words in random order, the last run of the text perhaps shorter."""
+        ids, sentence = self.ids.split(size), self.sentence.split(size)
+        for number in torch.randperm(len(ids), generator=generator).tolist():
+            yield Text(ids[number], sentence[number])
+
+
+def _flat_ids(sentences: list[Sequence[int] | Tensor]) -> Tensor:
+    tensors = [sentence for sentence in sentences if isinstance(sentence, Tensor)]
+    if len(tensors) == len(sentences):
+        ids = torch.cat([tensor for tensor in tensors if len(tensor)]).cpu()
+    else:
+        numbers = np.array(list(chain.from_iterable(sentences)))
+        if numbers.dtype.kind not in "iufb":
+            raise TypeError(
+                f"sentences must hold integer word ids, got {numbers.flat[0]!r}; "
+                "Vocabulary.encode turns words into ids"
+            )
+        ids = torch.from_numpy(numbers)
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.dim() != 1:
+        shape = tuple(ids.shape)
+        raise TypeError(f"sentences must hold integer word ids, got {ids.dtype} of shape {shape}")
+    return ids.long()
