@@ -113,11 +113,9 @@ class LinearChainCRF(Distribution):
 
     def _check_mask(self) -> None:
         """Refuse empty sequences, left padding and holes."""
-        positions = torch.arange(self.mask.shape[1], device=self.mask.device)
-        lengths = self._lengths
-        good = (self.mask == (positions < lengths.unsqueeze(1))).all(1) & (lengths > 0)
-        if not good.all():
-            row = int(good.logical_not().nonzero()[0])
+        starts = torch.cat([~self.mask[:, :1], self.mask[:, 1:] > self.mask[:, :-1]], 1)
+        if starts.any():
+            row = int(starts.any(1).nonzero()[0])
             raise ValueError(
                 "mask must be True from the first position to the end of a sequence and False "
                 f"behind it, got row {row} = {self.mask[row].int().tolist()}"
@@ -170,7 +168,9 @@ class LinearChainCRF(Distribution):
                 f"tags must have shape (..., B, T), here {shape}, got {tuple(tags.shape)}"
             )
         if self._validate_args and tags.numel():
-            low, high = (int(x) for x in torch.where(self.mask, tags, 0).aminmax())
+            low, high = (int(x) for x in tags.aminmax())
+            if low < 0 or high >= num_tags:
+                low, high = (int(x) for x in torch.where(self.mask, tags, 0).aminmax())
             if low < 0 or high >= num_tags:
                 raise ValueError(
                     f"tags must lie in 0..{num_tags - 1} where the mask is True, "

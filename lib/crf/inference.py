@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -88,6 +89,32 @@ def _log_expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return log_z + chain.offset, (before + ahead).exp(), edges
 
 
+def _subtract_path(
+    scores: tuple[Tensor, ...], tags: Tensor, log_z: Tensor, node: Tensor, edges: Tensor
+) -> None:
+    """Subtract in place what is known of one path: its score and what it counts.
+
+    NumPy and torch read the same here; on the CPU it is NumPy, for its small overhead.
+    """
+    arrays: Any = (x.detach() for x in (*scores, tags, log_z, node, edges))
+    xp: Any = torch
+    if tags.device.type == "cpu":
+        arrays, xp = (x.numpy() for x in arrays), np
+    emissions, transitions, start, end, mask, tags, log_z, node, edges = arrays
+    batch, size = edges.shape[:2]
+    rows, times = xp.where(mask)  # sequence by sequence
+    tag = tags[rows, times]
+    next_tag = xp.full_like(tag, size - 1)
+    next_tag[:-1] = xp.where(rows[1:] == rows[:-1], tag[1:], size - 1)
+    table = xp.zeros_like(edges[0])
+    table[:-1, :-1], table[:-1, -1] = transitions, end
+    score = emissions[rows, times, tag] + table[tag, next_tag]
+    log_z -= start[tags[:, 0]] + xp.bincount(rows, score, batch)
+    node[times, rows, tag] -= 1.0
+    moves = (rows * size + tag) * size + next_tag
+    edges -= xp.bincount(moves, None, batch * size**2).reshape(edges.shape)
+
+
 def _expectations(
     emissions: Tensor,
     transitions: Tensor,
@@ -99,16 +126,8 @@ def _expectations(
     """What :class:`Expectations` returns."""
     scores = emissions, transitions, start, end, mask
     log_z, node, edges = scaled.expectations(*scores) or _log_expectations(*scores)
-    if tags is not None:
-        size = node.shape[-1]
-        path = pad(torch.where(mask, tags, size - 1), (0, 1), value=size - 1)  # (B, N)
-        rows = torch.arange(path.numel(), device=path.device) * size
-        ones = node.new_ones(()).expand(path.numel())
-        node.view(-1).scatter_add_(0, rows + path.T.flatten(), -ones)
-        moves = path[:, :-1] * size + path[:, 1:]
-        blocks = torch.arange(len(path), device=path.device).unsqueeze(1) * size**2
-        edges -= torch.bincount((moves + blocks).flatten(), minlength=edges.numel()).view_as(edges)
-        log_z = log_z - path_score(*scores, tags)
+    if tags is not None and len(tags):
+        _subtract_path(scores, tags, log_z, node, edges)
     marginals = torch.empty_like(emissions, memory_format=torch.contiguous_format)
     return log_z, marginals.copy_(node[:-1, :, :-1].transpose(0, 1)), edges
 

@@ -15,6 +15,7 @@ calls cost a third of torch's; all others in torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from types import ModuleType
@@ -27,7 +28,7 @@ from torch import Tensor
 __all__ = ["expectations", "log_messages", "log_partition"]
 
 _LIMIT = 600.0  # nats that products of messages may span; float64 underflows at 708
-_NARROW = 60.0  # emissions within this range need no shift of their own a step
+_SMALL = 30.0  # emissions of this size are exponentiated as they are
 _DROP = 340.0  # a parameter this far below the largest is taken for 0 ...
 _SAFE = 40.0  # ... if what it could add stays this far below what is kept: exp(-40) < 1e-17
 _MAX_REACH = 16
@@ -55,24 +56,24 @@ class _Sweep(NamedTuple):
     after: Any  # (N, 2, B, K) with it
     kernel: Any  # (K, K)
     log_z: Any  # (B,)
-    spare: tuple[Any, Any]  # (N, B, K) each
-    xp: ModuleType
+    spare: Any  # (2, N, B, K)
+    interval: int
+    xp: ModuleType  # where these live: numpy or torch
 
 
 class _Workspace(threading.local):
     """Memory kept between calls: fresh pages can cost more than the arithmetic done in them."""
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.float64)
+        self.memory = np.empty(0)
 
-    def split(self, device: torch.device, *sizes: int) -> tuple[Tensor, ...]:
-        """Uninitialised float64 pieces of these sizes."""
-        total = sum(sizes)
-        if device.type != "cpu" or total > _WORKSPACE_LIMIT:
-            return torch.empty(total, dtype=torch.float64, device=device).split(sizes)
-        if total > len(self.memory):
-            self.memory = torch.empty(total, dtype=torch.float64)
-        return self.memory[:total].split(sizes)
+    def take(self, size: int) -> np.ndarray:
+        """So many uninitialised numbers."""
+        if size > _WORKSPACE_LIMIT:
+            return np.empty(size)
+        if size > len(self.memory):
+            self.memory = np.empty(size)
+        return self.memory[:size]
 
 
 _workspace = _Workspace()
@@ -80,7 +81,7 @@ _workspace = _Workspace()
 
 def _exponentiate(scores: Tensor) -> tuple[np.ndarray, float, float, float]:
     """exp(scores - top), top, the range of what is kept and the gap to what is dropped."""
-    values = scores.detach().cpu().double().numpy()
+    values = np.asarray(scores.detach().cpu(), dtype=np.float64)
     top = float(values.max())
     if math.isfinite(top) and top - values.min() <= _DROP:  # all kept
         gap = top - values
@@ -140,29 +141,27 @@ def _interval(weights: _Weights, spread: float) -> int:
     return min(_MAX_INTERVAL, int(room)) if room >= 1 else 0
 
 
-def _emissions(h: Any, emissions: Any, mask: Any, out: Any, xp: ModuleType) -> tuple[Any, float]:
-    """Write exp(h - c), extended by the padding, to ``out`` (N, B, K), by way of ``h`` (B, T, C).
+def _emissions(emissions: Any, mask: Any, h: Any, out: Any, xp: ModuleType) -> tuple[Any, float]:
+    """Write exp(emissions - c), extended by the padding, to ``out`` (N, B, K), by way of ``h``.
 
-    Returns the sums of the shifts c (B,) and the range of h - c. One shift serves all if the scores
-    lie close together; else it is the largest score of each step.
+    Returns the sums of the shifts c (B,) and the range of emissions - c. Small scores need no
+    shift, and others the largest score of each step.
     """
-    length, tags = h.shape[1:]
+    length, tags = emissions.shape[1:]
     padding = ~mask
     flat, rows = h.reshape(-1, tags), xp.where(padding.reshape(-1))[0]
-    h[...] = emissions
-    low, high = float(h.min()), float(h.max())
-    if not high - low <= _NARROW:
-        flat[rows] = flat[0]  # whatever stands there is not read
-        low, high = float(h.min()), float(h.max())
-    if high - low <= _NARROW:
-        shift = mask.sum(1) * xp.full_like(h[0, 0, 0], high)
-        h -= high
+    shift = xp.zeros_like(h[:, 0, 0])
+    low, high = float(emissions.min()), float(emissions.max())
+    if low >= -_SMALL and high <= _SMALL:
+        xp.exp(emissions, out=h)
     else:
+        h[...] = emissions
+        flat[rows] = 0.0  # whatever stands there is not read
         top = xp.amax(h, 2)
-        shift = (top * mask).sum(1)
+        shift += top.sum(1)
         h -= top[..., None]
         low, high = float(h.min()), 0.0
-    xp.exp(h, out=h)
+        xp.exp(h, out=h)
     flat[rows] = 0.0
     out[:length, :, :tags] = h.swapaxes(0, 1)
     out[:length, :, tags] = padding.swapaxes(0, 1)
@@ -204,39 +203,40 @@ def _sweep(
     if weights is None or not batch:
         return None
     device, size = emissions.device, tags + 1
-    in_numpy = device.type == "cpu" and batch * size**2 <= _NUMPY_LIMIT
-    xp = np if in_numpy else torch
     steps = length + 1 + (length % 2 if half else 0)
     count = steps // 2 + 1 if half else steps
-
-    def native(x: Tensor) -> Any:
-        return x.detach().numpy() if in_numpy else x.detach()
-
     one = steps * batch * size
-    pieces = [native(x) for x in _workspace.split(device, 2 * one, 2 * one, one, one)]
-    before, after = (x.reshape(steps, 2, batch, size) for x in pieces[:2])
-    spare = tuple(x.reshape(steps, batch, size) for x in pieces[2:])
-    h = pieces[2][: emissions.numel()].reshape(batch, length, tags)
-    shift, spread = _emissions(h, native(emissions), native(mask), after[:, 0], xp)
+    if device.type == "cpu" and batch * size**2 <= _NUMPY_LIMIT:
+        xp: Any = np
+        memory: Any = _workspace.take(6 * one)
+        given: Any = emissions.detach().numpy(), mask.numpy(), weights.kernel, weights.start
+    else:
+        xp = torch
+        memory = torch.empty(6 * one, dtype=torch.float64, device=device)
+        tables = (torch.from_numpy(x).to(device) for x in weights[:2])
+        given = emissions.detach(), mask, *tables
+    h, keep, kernel, first = given
+    before = memory[: 2 * one].reshape(steps, 2, batch, size)
+    after = memory[2 * one : 4 * one].reshape(steps, 2, batch, size)
+    spare = memory[4 * one :].reshape(2, steps, batch, size)
+    space = memory[4 * one : 4 * one + emissions.numel()].reshape(emissions.shape)
+    shift, spread = _emissions(h, keep, space, after[:, 0], xp)
     interval = _interval(weights, spread)
     if not interval:
         return None
     after[:, 1] = xp.flip(after[:, 0], (0,))
     before, after = before[:count], after[:count]
-    kernel = native(torch.from_numpy(weights.kernel).to(device))
-    before[0, 0] = native(torch.from_numpy(weights.start).to(device))
-    before[0, 1] = 1.0
+    before[0, 0], before[0, 1] = first, 1.0
     log_scales = _loop(xp.stack([kernel, kernel.T]), before, after, interval, xp)
     top, top_start, top_end = weights.scales
-    moves = native(mask.sum(1, dtype=torch.float64)) - 1.0
-    log_z = shift + top * moves + (top_start + top_end)
+    log_z = (xp.zeros_like(shift) + keep.sum(1) - 1.0) * top + shift + (top_start + top_end)
     if half:
         log_z += xp.log((before[-1, 0] * after[-1, 1]).sum(-1)) + log_scales.sum(0)
     else:
         log_z += xp.log(after[-1, 0, :, tags]) + log_scales[0]
     if not xp.isfinite(log_z).all():
         return None
-    return _Sweep(before, after, kernel, log_z, spare, xp)
+    return _Sweep(before, after, kernel, log_z, spare, interval, xp)
 
 
 @np.errstate(all="ignore")
@@ -266,10 +266,13 @@ def expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     if sweep is None:
         return None
     xp, (node, ahead) = sweep.xp, sweep.spare
-    before, after = sweep.before[:, 0], sweep.after[:, 0]
-    xp.multiply(before, xp.flip(sweep.after[:, 1], (0,)), out=node)
-    mass = node.reshape(-1, node.shape[-1]) @ xp.ones_like(node[0, 0])
-    xp.multiply(xp.flip(sweep.after[:, 1], (0,)), 1.0 / mass.reshape(*node.shape[:2], 1), out=ahead)
+    before, after, behind = sweep.before[:, 0], sweep.after[:, 0], xp.flip(sweep.after[:, 1], (0,))
+    steps = len(before)
+    rescaled = range(sweep.interval, steps - 1, sweep.interval)
+    cuts = sorted({0, steps, *(s + 1 for s in rescaled), *(steps - s for s in rescaled)})
+    for first, last in itertools.pairwise(cuts):  # between rescalings the product is constant
+        mass = (before[first] * behind[first]).sum(-1)[:, None] * xp.ones_like(before[0])
+        xp.multiply(behind[first:last], 1.0 / mass, out=ahead[first:last])
     xp.multiply(before, ahead, out=node)
     past, future = after[:-1].swapaxes(0, 1), ahead[1:].swapaxes(0, 1)  # (B, T, K)
     edges = xp.matmul(past.swapaxes(1, 2), future)
