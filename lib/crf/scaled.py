@@ -151,17 +151,15 @@ def _emissions(emissions: Any, mask: Any, h: Any, out: Any, xp: ModuleType) -> t
     padding = ~mask
     flat, rows = h.reshape(-1, tags), xp.where(padding.reshape(-1))[0]
     shift = xp.zeros_like(h[:, 0, 0])
+    h[...] = emissions
     low, high = float(emissions.min()), float(emissions.max())
-    if low >= -_SMALL and high <= _SMALL:
-        xp.exp(emissions, out=h)
-    else:
-        h[...] = emissions
+    if not (low >= -_SMALL and high <= _SMALL):  # NaN in the padding included
         flat[rows] = 0.0  # whatever stands there is not read
         top = xp.amax(h, 2)
         shift += top.sum(1)
         h -= top[..., None]
         low, high = float(h.min()), 0.0
-        xp.exp(h, out=h)
+    xp.exp(h, out=h)
     flat[rows] = 0.0
     out[:length, :, :tags] = h.swapaxes(0, 1)
     out[:length, :, tags] = padding.swapaxes(0, 1)
