@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lib.margin import MarginHead, SentenceEncoder, retrieval_accuracy
-from lib.nce.losses import info_nce_loss
+from lib.nce import info_nce_loss
 from lib.reproduce import train
 
 if TYPE_CHECKING:

@@ -85,13 +85,18 @@ def draw_rounding(
         errors.items(), (ORANGE, BLUE), DASHES, MARKS, strict=False
     ):
         axes.plot(product, error, color=colour, ls=dash, marker=mark, ms=3)
-        seen = error.isfinite().nonzero()[-1].item()
+        last = int(error.isfinite().nonzero().max())
+        end = (float(product[last]), float(error[last]))
         axes.annotate(
-            name, (product[seen], error[seen]), (0, 8), textcoords="offset points", color=colour,
-            ha="right" if seen > len(product) // 2 else "center",
+            name, end, (-14, 8), textcoords="offset points", color=colour, ha="right"
         )  # fmt: skip
     axes.plot(product, predicted, color=INK, lw=1, ls="-")
-    axes.axvspan(failed, product[-1], color=ORANGE, alpha=0.15, lw=0)
+    early = len(product) // 8
+    axes.annotate(
+        r"$2^{-24} s\,e^{sm}$", (float(product[early]), float(predicted[early])), (-4, 10),
+        textcoords="offset points", color=INK, ha="right",
+    )  # fmt: skip
+    axes.axvspan(failed, float(product[-1]), color=ORANGE, alpha=0.15, lw=0)
     axes.text(failed + 0.3, 1e-7, "not finite", color=ORANGE, va="center")
     axes.set(xlabel="scale × margin", ylabel="largest error (nats)", yscale="log")
     axes.set(xlim=(product[0], product[-1]), ylim=(1e-8, 10))
