@@ -432,6 +432,17 @@ def test_wide_emissions_in_long_sequences(gap: float) -> None:
         torch.testing.assert_close(ours.grad.double(), truth.grad, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("shift", [25.0, 29.9, -29.9, 1e3, -1e5])
+def test_a_constant_added_to_all_emissions_only_moves_log_z(shift: float) -> None:
+    h, a, s, e, mask = problem(3, (3, 200, 4), scale=0.01)
+    plain, moved = LinearChainCRF(h, a, s, e, mask), LinearChainCRF(h + shift, a, s, e, mask)
+    expected = plain.log_partition + shift * mask.sum(1)
+    torch.testing.assert_close(moved.log_partition, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(moved.marginals, plain.marginals, rtol=1e-9, atol=0)
+    torch.testing.assert_close(moved.entropy(), plain.entropy(), rtol=1e-9, atol=0)
+    assert torch.equal(moved.mode, plain.mode)
+
+
 def test_both_routes_agree_and_each_is_taken_where_it_should() -> None:
     scores = problem(0, (3, 12, 4))
     fast = [x.clone() for x in scaled.expectations(*scores)]

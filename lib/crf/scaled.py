@@ -144,7 +144,7 @@ def _interval(weights: _Weights, spread: float) -> int:
 def _emissions(emissions: Any, mask: Any, h: Any, out: Any, xp: ModuleType) -> tuple[Any, float]:
     """Write exp(emissions - c), extended by the padding, to ``out`` (N, B, K), by way of ``h``.
 
-    Returns the sums of the shifts c (B,) and the range of emissions - c. Small scores need no
+    Returns the sums of the shifts c (B,) and the range of emissions - c and 0. Small scores need no
     shift, and others the largest score of each step.
     """
     length, tags = emissions.shape[1:]
@@ -165,7 +165,7 @@ def _emissions(emissions: Any, mask: Any, h: Any, out: Any, xp: ModuleType) -> t
     out[:length, :, tags] = padding.swapaxes(0, 1)
     out[length:] = 0.0
     out[length:, :, tags] = 1.0
-    return shift, high - low
+    return shift, max(high, 0.0) - min(low, 0.0)
 
 
 def _loop(kernels: Any, before: Any, after: Any, interval: int, xp: ModuleType) -> Any:
