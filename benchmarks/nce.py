@@ -141,8 +141,8 @@ def words_a_second(rounds: int, words: int = 200_000) -> None:
         theirs, lines = gensim_model(corpus, architecture, negatives, seed=1)
         mine = Word2Vec(VOCABULARY, DIM, architecture)
         rivals: dict[str, Callable[[], object]] = {
-            "gensim": lambda: theirs.train(lines, total_examples=len(lines), epochs=1),  # noqa: B023
-            "ours": lambda: mine.fit(sentences, epochs=1, window=WINDOW, negatives=negatives),  # noqa: B023
+            "gensim": lambda: theirs.train(lines, total_examples=len(lines), epochs=1),
+            "ours": lambda: mine.fit(sentences, epochs=1, window=WINDOW, negatives=negatives),
         }
         if architecture == "cbow":
             rivals["EmbeddingBag"] = embedding_bag_epoch(corpus, negatives)
