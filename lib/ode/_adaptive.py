@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ._errors import NonFiniteError, SolverError, StepLimitError, StepUnderflowError
 from ._methods import METHODS, Field, Tableau
+from ._transforms import real_dtype
 
 __all__ = ["Control", "integrate", "rms"]
 
 
 def rms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
 
 
 @dataclass
@@ -120,7 +121,7 @@ def _stages(
     """The end of the step and all its slopes; the last one is the first of the next step."""
     times = torch.tensor(
         [after if c == 1.0 else t + c * dt for c in method.nodes],
-        dtype=y.dtype.to_real(),
+        dtype=real_dtype(y),
         device=y.device,
     ).unbind()
     slopes, state = [slope], y
@@ -193,7 +194,7 @@ def _first_step(
 
 
 def _time(t: float, y: Tensor) -> Tensor:
-    return torch.tensor(t, dtype=y.dtype.to_real(), device=y.device)
+    return torch.tensor(t, dtype=real_dtype(y), device=y.device)
 
 
 def _finite(x: Tensor) -> bool:

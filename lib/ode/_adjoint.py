@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from ._adaptive import rms
 from ._errors import SolverError
+from ._fixed import schedule
 from ._gradient import leaves
+from ._implicit import Theta, solve_blocks
 from ._methods import Field, Method
 from ._problem import Problem, State
 from ._solve import choose, gather_settings, solve
+from ._transforms import real_dtype
 
 __all__ = ["odeint_adjoint"]
 
@@ -122,6 +125,12 @@ class _Plan:
     forward: Settings
     backward: Settings
 
+    def part(self, ends: list[int]) -> Problem:
+        """The problem between two of its times."""
+        t, values = self.problem.t.detach()[ends], self.problem.values
+        assert values is not None
+        return replace(self.problem, t=t, values=[values[index] for index in ends])
+
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
@@ -139,36 +148,60 @@ class _Adjoint(torch.autograd.Function):
                 "create_graph=True"
             )
         t, states, *parameters = ctx.saved_tensors
-        func, values = ctx.plan.problem.func, ctx.plan.problem.values
+        func = ctx.plan.problem.func
         system = _Augmented(func, states[0], parameters)
+        back = _implicit_interval if isinstance(ctx.plan.backward[0], Theta) else _interval
         sensitivity = gradient[-1]
         learned = states.new_zeros(sum(p.numel() for p in parameters))
         moved = torch.zeros_like(t)
         for index in range(len(t) - 1, 0, -1):
-            moved[index] = _inner(gradient[index], func(t[index].to(moved.dtype), states[index]))
+            slope = func(t[index].to(real_dtype(states)), states[index])
+            moved[index] = _inner(gradient[index], slope)
             start = torch.cat([states[index].reshape(-1), sensitivity.reshape(-1), learned])
-            interval = replace(
-                ctx.plan.problem,
-                func=system,
-                y0=start,
-                t=t.detach()[[index, index - 1]],
-                values=[values[index], values[index - 1]],
-            )
-            _, sensitivity, learned = system.split(_back(interval, system, ctx.plan.backward)[-1])
+            end = back(ctx.plan, system, [index, index - 1], start)
+            _, sensitivity, learned = system.split(end)
             sensitivity = sensitivity.reshape(states[0].shape)
             if index == 1:
-                moved[0] = -_inner(sensitivity, func(t[0], states[0]))
+                slope = func(t[0].to(real_dtype(states)), states[0])
+                moved[0] = -_inner(sensitivity, slope)
             sensitivity = sensitivity + gradient[index - 1]
         pieces = learned.split([p.numel() for p in parameters])
         shaped = [x.reshape(p.shape).to(p.dtype) for x, p in zip(pieces, parameters, strict=True)]
         return None, sensitivity, moved if ctx.needs_input_grad[2] else None, *shaped
 
 
-def _back(interval: Problem, system: _Augmented, settings: Settings) -> Tensor:
-    method, adaptive, options, rtol, atol = settings
+def _interval(plan: _Plan, system: _Augmented, ends: list[int], start: Tensor) -> Tensor:
+    """The augmented vector at the earlier of two requested times, from that at the later."""
+    method, adaptive, options, rtol, atol = plan.backward
     if adaptive:
         options = {**options, "norm": system.norm}
-    return solve(interval, method, adaptive, options, rtol, atol)
+    problem = replace(plan.part(ends), func=system, y0=start, joined=False)
+    return solve(problem, method, adaptive, options, rtol, atol)[-1]
+
+
+def _implicit_interval(plan: _Plan, system: _Augmented, ends: list[int], start: Tensor) -> Tensor:
+    """The same by an implicit method, which here is implicit for the state alone.
+
+    Given the inner state, that of the sensitivity solves a linear equation with the transposed
+    matrix, and what is learned follows without a solve.
+    """
+    method, _, options, _, _ = plan.backward
+    assert isinstance(method, Theta)
+    part = plan.part(ends)
+    grid = schedule(part.t, part.values, start, step_size=options.get("step_size"))
+    if start.is_complex():
+        raise ValueError("the adjoint of an implicit method needs a real state")
+    for times, scales in grid.steps(method, start):
+        state, sensitivity, learned = system.split(start)
+        y = state.reshape(system.shape)
+        inner, _ = method.newton(system.func, times[0], scales[0], y)
+        matrices = method.matrix(system.func, times[0], -scales[0], inner).transpose(1, 2)
+        pulled = solve_blocks(matrices, sensitivity)
+        point = torch.cat([inner.reshape(-1), pulled, learned])
+        slope = system.split(system(times[0], point))[2]
+        moved = torch.cat([inner.reshape(-1) - state, pulled - sensitivity, slope * scales[0]])
+        start = start + moved / method.theta
+    return start
 
 
 class _Augmented:

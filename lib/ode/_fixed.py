@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._errors import NonFiniteError, SolverError
 from ._methods import Field, Method
-from ._transforms import concrete, readable
+from ._transforms import concrete, readable, real_dtype
 
 __all__ = ["Schedule", "march", "schedule"]
 
@@ -59,7 +59,7 @@ class Schedule:
         start, end = self.points[:-1], self.points[1:]
         exact = {0.0: start, 1.0: end}  # no rounding in what was asked for
         columns = [exact.get(c, start + c * (end - start)) for c in method.nodes]
-        return torch.stack(columns, dim=1).to(y.dtype.to_real())
+        return torch.stack(columns, dim=1).to(real_dtype(y))
 
     def scales(self, method: Method, y: Tensor) -> Tensor:
         """The multiples (n, scales) of each step that multiply the slopes."""
@@ -184,7 +184,7 @@ def _failure(func: Field, y: Tensor, plan: Schedule, method: Method) -> SolverEr
     for index, (times, scales) in enumerate(plan.steps(method, y)):
         after = method.advance(func, times, scales, y)
         if not after.isfinite().all():
-            slope = func(plan.points[index].to(y.dtype.to_real()), y)
+            slope = func(plan.points[index].to(real_dtype(y)), y)
             where = "within the next step" if slope.isfinite().all() else "at the last good state"
             return NonFiniteError(
                 f"{method.name}: the field is infinite or not a number {where}; "

@@ -37,6 +37,9 @@ def march_in_parallel(func: Field, y: Tensor, plan: Schedule, method: Method) ->
     """
     if not _worth_it(y, plan, method):
         return None
+    asked = y.requires_grad or plan.points.requires_grad
+    if not asked and not func(plan.points[0].to(y.dtype), y).requires_grad:
+        return None  # the march itself notices a gradient that is asked for later
     field, size = vectorised(func, y)
     if field is None:
         return None

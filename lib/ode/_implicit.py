@@ -11,7 +11,7 @@ from ._errors import NewtonError
 from ._methods import METHODS, Field
 from ._transforms import is_transformed
 
-__all__ = ["Theta", "jacobian"]
+__all__ = ["Theta", "jacobian", "solve_blocks"]
 
 
 def jacobian(func: Field, t: Tensor, y: Tensor, *, blocks: bool) -> tuple[Tensor, Tensor]:
@@ -76,24 +76,23 @@ class Theta:
                     torch.view_as_real(y),
                 )
             )
-        z, matrix = self._newton(func, times[0], scales[0], y)
+        if not y.numel():
+            return y
+        z, matrix = self.newton(func, times[0], scales[0], y)
         for _ in range(2):
-            z = z - _solve(matrix, z - y - scales[0] * func(times[0], z))
+            z = z - solve_blocks(matrix, z - y - scales[0] * func(times[0], z))
         return y + (z - y) / self.theta
 
-    def _newton(self, func: Field, t: Tensor, scale: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def newton(self, func: Field, t: Tensor, scale: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The inner point and the matrix I - theta dt J there, both without a graph."""
-        blocks = getattr(func, "pointwise", False) and y.dim() > 0
         t, scale, y = t.detach(), scale.detach(), y.detach()
         blind = is_transformed(y)  # under vmap or compile no value may be looked at
         tolerance = torch.finfo(y.dtype).eps ** 0.5
         z = y
         with torch.no_grad():
             for _ in range(8 if blind else self.max_iterations):
-                slope, derivative = jacobian(func, t, z, blocks=blocks)
-                identity = torch.eye(derivative.shape[-1], dtype=y.dtype, device=y.device)
-                matrix = identity - scale * derivative.detach()
-                change = _solve(matrix, z - y - scale * slope.detach())
+                slope, matrix = self._linear(func, t, scale, z)
+                change = solve_blocks(matrix, z - y - scale * slope)
                 z = z - change
                 size = (change.abs() / (1 + z.abs())).max()
                 if not blind and not size > tolerance:  # also where it is not a number:
@@ -105,8 +104,18 @@ class Theta:
             "try a smaller step_size"
         )
 
+    def matrix(self, func: Field, t: Tensor, scale: Tensor, z: Tensor) -> Tensor:
+        """I - scale df/dy at ``z``, in blocks (M, D, D)."""
+        return self._linear(func, t, scale, z)[1]
 
-def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    def _linear(self, func: Field, t: Tensor, scale: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = bool(getattr(func, "pointwise", False)) and z.dim() > 0
+        slope, derivative = jacobian(func, t, z, blocks=blocks)
+        identity = torch.eye(derivative.shape[-1], dtype=z.dtype, device=z.device)
+        return slope.detach(), identity - scale * derivative.detach()
+
+
+def solve_blocks(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve block by block; ``matrix`` (M, D, D), ``right`` of any shape with M D elements."""
     columns = right.reshape(matrix.shape[0], -1, 1)
     return torch.linalg.solve_ex(matrix, columns)[0].reshape(right.shape)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._errors import FieldError, TimeOrderError
 from ._methods import Field
-from ._transforms import concrete, readable
+from ._transforms import concrete, readable, real_dtype
 
 __all__ = ["Problem", "State"]
 
@@ -30,6 +30,7 @@ class Problem:
         t: the times (T,) on the device of ``y0``, or an empty tensor.
         values: the times as numbers where they can be read.
         shape_state: turns (..., *y0.shape) into the user's kind of state.
+        joined: whether that is a tuple, of which ``y0`` is the concatenation.
     """
 
     func: Field
@@ -37,10 +38,12 @@ class Problem:
     t: Tensor
     values: list[float] | None
     shape_state: Callable[[Tensor], Any]
+    joined: bool = False
 
     @classmethod
     def of(cls, func: Callable[..., Any], y0: State, t: Tensor | Sequence[float] | None) -> Problem:
         shape_state: Callable[[Tensor], Any] = _same
+        joined = not isinstance(y0, Tensor)
         if isinstance(y0, Tensor):
             state = y0
         else:
@@ -48,7 +51,7 @@ class Problem:
         if not (state.is_floating_point() or state.is_complex()):
             raise TypeError(f"y0 must be floating-point or complex, got {state.dtype}")
         pointwise = getattr(func, "pointwise", None)
-        if state.dtype.to_real().itemsize < 4:
+        if real_dtype(state) in (torch.float16, torch.bfloat16):
             func, state, shape_state = _widen(func, state, shape_state)
         elif hasattr(func, "prepared"):
             func = func.prepared(state)
@@ -57,13 +60,13 @@ class Problem:
         times, values = _times(t, state)
         if values is not None and concrete(state.detach().isfinite().all()) is False:
             raise ValueError("y0 must be finite, got nan or inf in it")
-        return cls(_checked(func, pointwise), state, times, values, shape_state)
+        return cls(_checked(func, pointwise), state, times, values, shape_state, joined)
 
 
 def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[float] | None]:
     """The times as a tensor beside ``y`` and, where they can be read, as numbers in order."""
     if t is None:
-        return y.new_empty(0, dtype=y.dtype.to_real()), None
+        return y.new_empty(0, dtype=real_dtype(y)), None
     if isinstance(t, Tensor):
         times, values = t, readable(t) if t.dim() == 1 else None
     else:
@@ -79,7 +82,7 @@ def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"t must hold real numbers, got {times.dtype}")
     if not times.is_floating_point():
-        times = times.to(y.dtype.to_real())
+        times = times.to(real_dtype(y))
     if values is not None:
         _check_order(values, y)
     return times.to(y.device), values

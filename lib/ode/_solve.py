@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._adaptive import Control, integrate
+from ._adaptive import Control, integrate, rms
 from ._errors import SolverError
 from ._fixed import Schedule, march, schedule
 from ._gradient import march_in_parallel
 from ._methods import METHODS, Field, Method
 from ._problem import Problem, State
-from ._transforms import concrete
+from ._transforms import concrete, real_dtype
 
 __all__ = ["choose", "follow", "gather_settings", "odeint", "solve", "step"]
 
@@ -131,7 +131,7 @@ def step(
     chosen, _ = choose(method)
     problem = Problem.of(func, y, None)
     state = problem.y0
-    real = state.dtype.to_real()
+    real = real_dtype(state)
     start = torch.as_tensor(t, dtype=real, device=state.device)
     if isinstance(dt, Tensor):
         scales = [(dt * scale).to(state.dtype) for scale in chosen.scales]
@@ -166,10 +166,17 @@ def solve(
                 "dopri5 chooses its steps by looking at values, which torch.compile and vmap "
                 "hide; take a method of fixed steps"
             )
-        bounds = {"rtol": _tolerance("rtol", rtol, y), "atol": _tolerance("atol", atol, y)}
+        control = Control(
+            **{
+                **settings,
+                "rtol": _tolerance("rtol", rtol, problem),
+                "atol": _tolerance("atol", atol, problem),
+                "norm": _norm(problem, settings.get("norm")),
+            }
+        )
         if differentiable:
             y = y - func(t[0], y) * _zero(t[0])
-        states = integrate(func, y, problem.values, Control(**bounds, **settings))
+        states = integrate(func, y, problem.values, control)
         if differentiable:
             later = [y + func(s, y) * _zero(s) for s, y in zip(t[1:], states[1:], strict=True)]
             states = torch.stack([states[0] + func(t[0], states[0]) * _zero(t[0]), *later])
@@ -228,17 +235,36 @@ def gather_settings(
     return settings
 
 
-def _tolerance(name: str, value: Any, y: Tensor) -> Any:
-    """A tolerance as a number, or as a tensor that fits the joined state."""
+def _tolerance(name: str, value: Any, problem: Problem) -> Any:
+    """A tolerance as a number, or as a tensor that broadcasts to the state; each of a tuple."""
+    y = problem.y0
     if isinstance(value, (tuple, list)):
-        raise ValueError(f"{name} must be a number or a tensor that broadcasts to the state")
+        parts = problem.shape_state(y) if problem.joined else ()
+        if len(parts) != len(value):
+            raise ValueError(
+                f"{name} must be a number, a tensor, or as many of them as y0 has tensors, "
+                f"got {len(value)} for {len(parts) or 'a single tensor'}"
+            )
+        each = [
+            torch.as_tensor(v, dtype=real_dtype(y), device=y.device).expand(part.shape).reshape(-1)
+            for v, part in zip(value, parts, strict=True)
+        ]
+        return torch.cat(each)
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name} must not require a gradient")
-        value = value.to(y.device)
-    elif not value >= 0 or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        return value.to(y.device)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     return value
+
+
+def _norm(problem: Problem, given: Callable[[Any], Any] | None) -> Callable[[Tensor], Any]:
+    """The size of an error: its root mean square, or the largest among those of a tuple."""
+    if not problem.joined:
+        return given or rms
+    chosen = given or (lambda parts: max(float(rms(part)) for part in parts if part.numel()))
+    return lambda x: chosen(problem.shape_state(x))
 
 
 def _zero(t: Tensor) -> Tensor:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["concrete", "is_transformed", "readable"]
+__all__ = ["concrete", "is_transformed", "readable", "real_dtype"]
+
+_REAL = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+def real_dtype(y: Tensor) -> torch.dtype:
+    """The dtype of the times that belong to a state, which may be complex."""
+    return _REAL.get(y.dtype, y.dtype)
 
 
 def concrete(value: Tensor) -> float | None:
