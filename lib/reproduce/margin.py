@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from lib.margin import MarginHead, SentenceEncoder, retrieval_accuracy
 from lib.nce import info_nce_loss
 from lib.reproduce import train
+from lib.training import fit
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,7 +31,9 @@ __all__ = [
     "Ranker",
     "build",
     "indices",
+    "neighbours",
     "open_set",
+    "quick_fit",
     "reproduce",
     "retrieval",
     "short",
@@ -143,6 +146,35 @@ def training_set(name: str, ids: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
     return (ids.flatten(0, 1), groups.repeat_interleave(ids.shape[1])), 1
 
 
+def quick_fit(
+    model: Ranker,
+    ids: Tensor,
+    seed: int,
+    epochs: int = 5,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Ranker:
+    """Train ``model`` on the groups ``ids`` (G, V, T) with the chapter's settings, and return it.
+
+    Args:
+        model: newly initialised.
+        ids: word ids of the training sentences.
+        seed: of the order of the sentences.
+        epochs: passes over the sentences.
+        loss: of a batch, instead of the model's own.
+    """
+    tensors, passes = training_set(model.name, ids)
+    fit(
+        loss or (lambda *batch: model(*batch).mean()),
+        torch.optim.Adam(model.parameters(), lr=LEARNING_RATE),
+        tensors,
+        epochs=epochs * passes,
+        batch_size=BATCH // passes,
+        generator=torch.Generator().manual_seed(seed),
+        description=model.name,
+    )
+    return model
+
+
 @torch.no_grad()
 def vectors(model: Ranker, ids: Tensor) -> Tensor:
     """Unit vectors (G, V, H) of sentences (G, V, T)."""
@@ -172,6 +204,20 @@ def retrieval(found: Tensor) -> dict[str, dict[int, float]]:
     )
     hard = retrieval_accuracy(found[:, -1], groups, k=(1, 5, 10), gallery=(found[:, 0], groups))
     return {"all": among_all, "hard": hard}
+
+
+def neighbours(found: Tensor, groups: Sequence[Group], query: int, k: int = 3) -> list[str]:
+    """The ``k`` sentences nearest to the last version of a group; = marks the same group."""
+    versions, flat = list(groups[0]), found.flatten(0, 1)
+    own = (query + 1) * len(versions) - 1
+    near = (flat @ flat[own]).index_fill(0, torch.tensor([own]), -2).topk(k)
+    lines = []
+    for cosine, at in zip(near.values.tolist(), near.indices.tolist(), strict=True):
+        group, version = divmod(at, len(versions))
+        mark = "=" if group == query else " "
+        text = groups[group][versions[version]]
+        lines.append(f"{mark} {cosine:.2f} {versions[version]}: {text}")
+    return lines
 
 
 def open_set(found: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,30 +10,25 @@ import torch
 from torch import Tensor
 
 from lib.book import BLUE, GREEN, INK, ORANGE, PINK
+from lib.reproduce.planes import Plane
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "draw_features", "draw_roc", "draw_rounding"]
+__all__ = ["draw_features", "draw_psi", "draw_pull", "draw_roc", "draw_rounding"]
 
 COLOURS = (BLUE, GREEN, ORANGE, PINK)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKS = "os^Dv"
 
 
-def draw_features(
-    panels: Mapping[str, tuple[Tensor, Tensor, Tensor]], trios: Mapping[str, Sequence[int]]
-) -> Figure:
-    """Two-dimensional features by class, with the centres and a trio of points.
-
-    Args:
-        panels: name -> features (N, 2), classes (N,) below 5, centres (C, 2).
-        trios: name -> a point, its fellow and a stranger, as rows of the features.
-    """
+def draw_features(panels: Mapping[str, Plane], classes: Tensor, trio: Sequence[int]) -> Figure:
+    """Two-dimensional features by class, at most 5, with the centres and a trio of samples."""
     import matplotlib.pyplot as plt
 
     figure, row = plt.subplots(1, len(panels), figsize=(6.4, 3.3))
-    for axes, (name, (points, classes, centres)) in zip(row, panels.items(), strict=True):
+    for axes, (name, (points, centres, _)) in zip(row, panels.items(), strict=True):
         size = points.norm(dim=1).quantile(0.99)
         for k, centre in enumerate(centres / centres.norm(dim=1, keepdim=True)):
             colour = (*COLOURS, INK)[k]
@@ -41,7 +36,7 @@ def draw_features(
             axes.scatter(x, y, s=5, color=colour, marker=MARKS[k], alpha=0.35, linewidths=0)
             axes.plot([0, size * centre[0]], [0, size * centre[1]], color=colour, lw=1, ls="-")
             axes.text(*(1.12 * size * centre), str(k), color=colour, ha="center", va="center")
-        for letter, point in zip("abc", points[list(trios[name])], strict=True):
+        for letter, point in zip("abc", points[list(trio)], strict=True):
             axes.scatter(*point, s=42, facecolor="none", edgecolor=INK, linewidths=1.4, zorder=3)
             axes.annotate(letter, point, (6, 4), textcoords="offset points", weight="bold")
         axes.set(xlim=(-1.25 * size, 1.25 * size), ylim=(-1.25 * size, 1.25 * size))
@@ -50,28 +45,54 @@ def draw_features(
     return figure
 
 
-def draw_curves(
-    curves: Mapping[str, Tensor],
-    theta: Tensor,
-    ylabel: str,
-    labels: Mapping[str, tuple[float, float]],
-    zones: Sequence[tuple[float, float]] = (),
+def draw_psi(curves: Mapping[str, Callable[[Tensor], Tensor]]) -> Figure:
+    """What each loss puts in the place of the cosine; grey where the simpler A has no margin."""
+    places = {"softmax": (33, 0.93), "AM": (118, -1.3), "simpler A": (14, -1.1), "Arc": (72, -0.6)}
+    figure, axes = _over_angles(curves, places, 180)
+    for left, right in ((2 / 5, 2 / 3), (4 / 5, 1)):
+        axes.axvspan(180 * left, 180 * right, color=INK, alpha=0.15, lw=0)
+    axes.set(ylabel="ψ")
+    return figure
+
+
+def draw_pull(
+    curves: Mapping[str, Callable[[Tensor], Tensor]], rest: float, scale: float
 ) -> Figure:
-    """Functions of the angle to the own centre, named where ``labels`` says (degrees, height)."""
+    """How hard each loss pulls to the own centre, the wrong classes weighing ``rest``."""
+
+    def pull(psi: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def slope(theta: Tensor) -> Tensor:
+            theta = theta.clone().requires_grad_()
+            loss = torch.logaddexp(torch.zeros(()), math.log(rest) - scale * psi(theta))
+            return torch.autograd.grad(loss.sum(), theta)[0]
+
+        return slope
+
+    places = {"softmax": (84, 8), "AM": (58, 9), "simpler A": (29, 108), "Arc": (36, 24)}
+    figure, axes = _over_angles({name: pull(psi) for name, psi in curves.items()}, places, 120)
+    axes.axhline(0, color=INK, lw=0.6, ls="-")
+    axes.set(ylabel="pull (nats per radian)")
+    return figure
+
+
+def _over_angles(
+    curves: Mapping[str, Callable[[Tensor], Tensor]],
+    places: Mapping[str, tuple[float, float]],
+    last: int,
+) -> tuple[Figure, Axes]:
+    """Named curves over the angle to the own centre, up to ``last`` degrees."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
-    degrees = theta * 180 / math.pi
-    for left, right in zones:
-        axes.axvspan(math.degrees(left), math.degrees(right), color=INK, alpha=0.15, lw=0)
-    for (name, values), colour, dash in zip(
-        curves.items(), (INK, *COLOURS), ("-", *DASHES), strict=False
-    ):
-        axes.plot(degrees, values, color=colour, ls=dash, lw=1.2 if colour == INK else 1.8)
-        axes.text(*labels[name], name, color=colour)
-    axes.set(xlabel="angle to the own centre (degrees)", ylabel=ylabel, xlim=(0, 180))
-    axes.set_xticks(range(0, 181, 30))
-    return figure
+    degrees = torch.linspace(0, last, 4 * last + 1).double()
+    looks = zip((INK, *COLOURS), ("-", *DASHES), strict=False)
+    for (name, curve), (colour, dash) in zip(curves.items(), looks, strict=False):
+        width = 1.2 if colour == INK else 1.8
+        axes.plot(degrees, curve(degrees.deg2rad()), color=colour, ls=dash, lw=width)
+        axes.text(*places[name], name, color=colour)
+    axes.set(xlabel="angle to the own centre (degrees)", xlim=(0, last))
+    axes.set_xticks(range(0, last + 1, 30))
+    return figure, axes
 
 
 def draw_rounding(
@@ -91,7 +112,7 @@ def draw_rounding(
             name, end, (-14, 8), textcoords="offset points", color=colour, ha="right"
         )  # fmt: skip
     axes.plot(product, predicted, color=INK, lw=1, ls="-")
-    early = len(product) // 8
+    early = len(product) // 4
     axes.annotate(
         r"$2^{-24} s\,e^{sm}$", (float(product[early]), float(predicted[early])), (-4, 10),
         textcoords="offset points", color=INK, ha="right",
