@@ -113,9 +113,9 @@ class LinearChainCRF(Distribution):
 
     def _check_mask(self) -> None:
         """Refuse empty sequences, left padding and holes."""
-        starts = torch.cat([~self.mask[:, :1], self.mask[:, 1:] > self.mask[:, :-1]], 1)
-        if starts.any():
-            row = int(starts.any(1).nonzero()[0])
+        begins = self.mask[:, 1:] > self.mask[:, :-1]  # again, or too late
+        if begins.any() or not self.mask[:, 0].all():
+            row = int((begins.any(1) | ~self.mask[:, 0]).nonzero()[0])
             raise ValueError(
                 "mask must be True from the first position to the end of a sequence and False "
                 f"behind it, got row {row} = {self.mask[row].int().tolist()}"
@@ -125,7 +125,7 @@ class LinearChainCRF(Distribution):
         """Refuse NaN and +inf; a glance at the maximum, padding included, mostly suffices."""
         for name in ("emissions", "transitions", "start", "end"):
             scores = getattr(self, name).detach()
-            if not scores.numel() or scores.max() < torch.inf:
+            if not scores.numel() or scores.max().item() < torch.inf:
                 continue
             bad = ~(scores < torch.inf)
             if name == "emissions":
@@ -241,7 +241,7 @@ class LinearChainCRF(Distribution):
 
         Source: chapter ``crf``, eq-crf-viterbi.
         """
-        return inference.best_path(*(x.detach() for x in self._scores))
+        return inference.best_path(*self._scores)
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """The k best paths: their scores (B, k), falling, and their tags (B, k, T).

@@ -412,4 +412,6 @@ def log_partition(*scores: Tensor) -> Tensor:
 
 def best_path(*scores: Tensor) -> Tensor:
     """The best tags (B, T), -1 in the padding."""
-    return _BestPath.apply(*scores) if transformed() else viterbi.best_path(*scores)
+    if transformed():
+        return _BestPath.apply(*(x.detach() for x in scores))
+    return viterbi.best_path(*scores)

@@ -13,126 +13,148 @@ convergence".
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 __all__ = ["best_path"]
 
-_WORK = 2**14  # additions that keep a call busy; more columns pay up to here
-_SHORTEST = 12  # steps a chunk should have at least
-_ROUNDING = 1e-12
+_WORK = 2**15  # additions a step; more columns pay up to here
+_NUMPY_WORK = 2**14  # up to here NumPy is the faster one
+_SHORTEST = 6  # steps a chunk should have at least
 _FIRST_LOOK = 4  # steps before the first look whether a chunk has converged
+_ROUNDING = 1e-12  # relative to the scores
 
 
+@np.errstate(invalid="ignore")  # inf - inf
 def best_path(
     emissions: Tensor, transitions: Tensor, start: Tensor, end: Tensor, mask: Tensor
 ) -> Tensor:
-    """The best tags (B, T), -1 in the padding."""
+    """The best tags (B, T), -1 in the padding, which counts as tag C."""
     batch, length, tags = emissions.shape
+    device, size = emissions.device, tags + 1
     if not batch:
-        return torch.empty(0, length, dtype=torch.long, device=emissions.device)
-    kernel = emissions.new_full((tags + 1, tags + 1), -torch.inf, dtype=torch.float64)
-    kernel[:tags, :tags] = transitions
-    kernel[:tags, tags] = end
-    kernel[tags, tags] = 0.0
-    columns = _WORK // max(1, kernel.numel() * batch)
-    chunks = max(1, min(columns, (length + 1) // _SHORTEST))
-    first = pad(start.double(), (0, 1))
-    after = _forward(_columns(emissions, mask, chunks), kernel, first, chunks)
-    final = after[-1, tags, -batch:]
-    if not final.isfinite().all():
-        bad = final.isfinite().logical_not().nonzero().flatten().tolist()
+        return torch.empty(0, length, dtype=torch.long, device=device)
+    table = np.full((size, size), -np.inf)
+    table[:tags, :tags] = transitions.detach().cpu().numpy()
+    table[:tags, tags] = end.detach().cpu().numpy()
+    table[tags, tags] = 0.0
+    chunks = max(1, min(_WORK // (batch * size**2), length // _SHORTEST))
+    steps, columns = length // chunks + 1, chunks * batch  # every sequence ends in padding
+    space, work = emissions.new_empty(steps * size + size**2, columns, dtype=torch.float64).split(
+        (steps * size, size**2)
+    )
+    arrays: Any = (
+        space.view(steps, size, columns),
+        work.view(size, size, columns),
+        emissions.detach(),
+        mask,
+        torch.from_numpy(table).to(device),
+        start.detach(),
+    )
+    if device.type == "cpu" and work.numel() <= _NUMPY_WORK:
+        arrays = tuple(x.numpy() for x in arrays)
+    h, table_space, *scores, kernel, first = arrays
+    _fill(h.reshape(steps, size, chunks, batch), *scores)
+    forward = torch.as_tensor(_forward(h, kernel, first, table_space, batch))
+    after = np.ascontiguousarray(forward.transpose(1, 2).cpu().numpy())  # (L, S B, K)
+    scores = after[-1, -batch:, tags]
+    if not np.isfinite(scores).all():
+        bad = np.flatnonzero(~np.isfinite(scores)).tolist()
         raise ValueError(f"no path is allowed, or a score is not a number, in sequences {bad}")
-    arrays = (x.contiguous().cpu().numpy() for x in (after.transpose(1, 2), kernel.T))
-    paths = torch.from_numpy(_read_off(*arrays, batch=batch)).view(-1, chunks, batch)
-    paths = paths.permute(2, 1, 0).reshape(batch, -1)[:, :length]
-    return paths.masked_fill_(paths == tags, -1).to(emissions.device)
+    paths = _read_off(after, np.ascontiguousarray(table.T), batch).reshape(-1, chunks, batch)
+    paths = paths.transpose(2, 1, 0).reshape(batch, -1)[:, :length]
+    return torch.from_numpy(np.where(paths == tags, -1, paths)).to(device)
 
 
-def _columns(emissions: Tensor, mask: Tensor, chunks: int) -> Tensor:
-    """Emissions with padding as one more tag, in columns (L, K, S B)."""
+def _fill(h: Any, emissions: Any, mask: Any) -> None:
+    """Put emissions (B, T, C), with padding as one more tag, into columns ``h`` (L, K, S, B)."""
+    xp: Any = torch if isinstance(h, Tensor) else np
     batch, length, tags = emissions.shape
-    steps = length // chunks + 1  # S L > T: every sequence ends in padding
-    h = emissions.new_full((steps, tags + 1, chunks, batch), -torch.inf, dtype=torch.float64)
-    keep = pad(mask, (0, chunks * steps - length)).view(batch, chunks, steps).permute(2, 1, 0)
-    for chunk, piece in enumerate(emissions.split(steps, 1)):
-        h[: piece.shape[1], :tags, chunk] = piece.permute(1, 2, 0)
-    h[:, :tags].masked_fill_(~keep.unsqueeze(1), -torch.inf)
-    h[:, tags].masked_fill_(~keep, 0.0)
-    return h.flatten(2)
+    steps = len(h)
+    full = length // steps  # chunks without padding of their own
+    blocks = emissions[:, : full * steps].reshape(batch, full, steps, tags)
+    rest = emissions[:, full * steps :]
+    h[:, :tags, :full] = blocks.swapaxes(0, 2).swapaxes(1, 3).swapaxes(2, 3)
+    h[: rest.shape[1], :tags, full] = rest.swapaxes(0, 1).swapaxes(1, 2)
+    h[:, tags] = 1.0
+    h[:, tags, :full] = ~mask[:, : full * steps].reshape(batch, full, steps).swapaxes(0, 2)
+    h[: rest.shape[1], tags, full] = ~mask[:, full * steps :].swapaxes(0, 1)
+    h[:, :tags] = xp.where(h[:, tags:] == 1.0, -np.inf, h[:, :tags])
+    h[:, tags] = xp.where(h[:, tags] == 1.0, 0.0, -np.inf)
 
 
-def _forward(h: Tensor, kernel: Tensor, start: Tensor, chunks: int) -> Tensor:
-    """Scores (L, K, S B) of the best path to each tag, up to a constant a column and chunk."""
+def _forward(h: Any, kernel: Any, start: Any, work: Any, batch: int) -> Any:
+    """Scores (L, K, S B) of the best path to each tag, up to a constant a column and chunk.
+
+    In NumPy or torch, whichever the arguments are.
+    """
+    xp, largest = (torch, torch.amax) if isinstance(h, Tensor) else (np, np.maximum.reduce)
     steps, _, columns = h.shape
-    table = h.new_empty(*kernel.shape, columns)
-    fresh = torch.zeros_like(h[0])
-    fresh[:, : columns // chunks] = start.unsqueeze(1)
-    fresh += h[0]
-    after = torch.empty_like(h)
-    emissions, rows, kernel = list(h), list(after), kernel.unsqueeze(2)
+    after, fresh = xp.empty_like(h), xp.zeros_like(h[0])
+    emissions, rows, kernel = list(h), list(after), kernel[:, :, None]
 
-    def step(here: Tensor, out: Tensor) -> Tensor:
-        torch.add(here.unsqueeze(1), kernel, out=table)
-        return torch.amax(table, 0, out=out)
+    def step(here: Any) -> None:
+        xp.add(here[:, None], kernel, out=work)
+        largest(work, 0, out=fresh)
 
-    rows[0].copy_(fresh)
+    fresh[:-1, :batch] = start[:, None]
+    xp.add(fresh, emissions[0], out=rows[0])
     for t in range(1, steps):
-        torch.add(step(rows[t - 1], fresh), emissions[t], out=rows[t])
-    for _ in range(1, chunks):
-        step(rows[-1], fresh)
-        first = columns // chunks
-        fresh = torch.cat([start.unsqueeze(1).expand(-1, first), fresh[:, :-first]], 1)
+        step(rows[t - 1])
+        xp.add(fresh, emissions[t], out=rows[t])
+    for _ in range(batch, columns, batch):
+        step(rows[-1])
+        fresh[:, batch:] = fresh[:, :-batch] + 0.0  # by way of a copy, for the two overlap
+        fresh[:-1, :batch], fresh[-1, :batch] = start[:, None], 0.0
         fresh += emissions[0]
         look = _FIRST_LOOK
         for t in range(steps):
-            if t == look:
+            if t in (look, steps - 1):
                 look *= 2
                 if _parallel(fresh, rows[t]):
                     return after
-            rows[t].copy_(fresh)
+            rows[t][...] = fresh
             if t + 1 < steps:
-                step(rows[t], fresh)
+                step(rows[t])
                 fresh += emissions[t + 1]
     return after
 
 
-def _parallel(fresh: Tensor, stored: Tensor) -> bool:
+def _parallel(fresh: Any, stored: Any) -> bool:
     """Whether all columns differ by constants, up to rounding; -inf matches -inf alone."""
-    gap, scores = (fresh - stored).cpu().numpy(), fresh.cpu().numpy()
+    if isinstance(fresh, Tensor):
+        fresh, stored = fresh.cpu().numpy(), stored.cpu().numpy()
+    gap = fresh - stored
     spread = np.fmax.reduce(gap) - np.fmin.reduce(gap)
-    return bool((spread <= _ROUNDING * (1.0 + np.abs(scores.max(0)))).all())
+    return bool((spread <= _ROUNDING * (1.0 + np.abs(np.maximum.reduce(fresh)))).all())
 
 
-def _read_off(after: np.ndarray, kernel: np.ndarray, *, batch: int) -> np.ndarray:
-    """Tags (L, S B), from the right; ``kernel`` is [to, from]."""
+def _read_off(after: np.ndarray, kernel: np.ndarray, batch: int) -> np.ndarray:
+    """Tags (L, S B) from scores (L, S B, K), from the right; ``kernel`` is [to, from]."""
     steps, columns, size = after.shape
     tags = np.empty((steps, columns), dtype=np.int64)
-    scores = np.empty_like(after[0])
+    scores, fresh = np.empty_like(after[0]), np.empty_like(tags[0])
     rows, paths = list(after), list(tags)
 
     def step(tag: np.ndarray, t: int, out: np.ndarray) -> None:
         np.take(kernel, tag, 0, scores, "clip")
         np.add(scores, rows[t], scores)
-        np.argmax(scores, 1, out)
+        scores.argmax(1, out)
 
-    paths[-1][:] = rows[-1].argmax(1)
+    rows[-1].argmax(1, paths[-1])
     paths[-1][-batch:] = size - 1
-    for t in range(steps - 2, -1, -1):
-        step(paths[t + 1], t, paths[t])
-    fresh = np.empty_like(paths[0])
+    for t in range(steps - 1, 0, -1):
+        step(paths[t], t - 1, paths[t - 1])
     for _ in range(batch, columns, batch):
         step(np.roll(paths[0], -batch), -1, fresh)
         fresh[-batch:] = size - 1
-        look = steps - 1
         for t in range(steps - 1, -1, -1):
-            if t <= look:
-                look = steps - 2 * (steps - look)
-                if np.array_equal(fresh, paths[t]):
-                    return tags
+            if (fresh == paths[t]).all():
+                return tags
             paths[t][:] = fresh
             if t:
-                step(paths[t], t - 1, fresh)
+                step(fresh, t - 1, fresh)
     return tags
