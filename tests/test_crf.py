@@ -448,7 +448,7 @@ def test_both_routes_agree_and_each_is_taken_where_it_should() -> None:
     fast = [x.clone() for x in scaled.expectations(*scores)]
     wide = (scores[0] * 300, *scores[1:])
     assert scaled.expectations(*wide) is None
-    chain = Chain.pad(*scores)
+    chain = Chain.extend(*scores)
     assert chain.emissions.shape == (13, 3, 5)
     slow = inference._log_expectations(*scores)
     (log_z, node, edges), (exact_log_z, exact_node, exact_edges) = fast, slow

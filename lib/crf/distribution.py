@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
 from lib._common import at_least_float32, bool_mask, check_positive
-from lib.crf import inference
+from lib.crf import functions
+from lib.crf.inference import path_score
 from lib.crf.semiring import Chain, best_paths, logsumexp, trace
 
 __all__ = ["LinearChainCRF"]
@@ -93,7 +94,7 @@ class LinearChainCRF(Distribution):
                 )
         self.dtype = reduce(torch.promote_types, (x.dtype for x in self._scores[:4]))
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
-        self._validate_args = validate_args is not False and not inference.transformed()
+        self._validate_args = validate_args is not False and not functions.transformed()
         if self._validate_args:
             self._check_mask()
             self._check_scores()
@@ -156,7 +157,7 @@ class LinearChainCRF(Distribution):
     @property
     def log_partition(self) -> Tensor:
         """log Z in nats, (B,)."""
-        return inference.log_partition(*self._scores).to(self.dtype)
+        return functions.log_partition(*self._scores).to(self.dtype)
 
     def _check_tags(self, tags: Tensor) -> Tensor:
         """Integer tags (..., B, T), in range where the mask is True."""
@@ -187,7 +188,7 @@ class LinearChainCRF(Distribution):
             TypeError: if ``tags`` are not integers.
             ValueError: if their shape does not fit or one is out of range.
         """
-        return inference.path_score(*self._scores, self._check_tags(tags)).to(self.dtype)
+        return path_score(*self._scores, self._check_tags(tags)).to(self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(tags) in nats for tags ``value`` (..., B, T), (..., B).
@@ -201,12 +202,12 @@ class LinearChainCRF(Distribution):
         """
         tags = self._check_tags(value)
         if tags.dim() == 2 and (
-            inference.gradient_wanted(*self._scores) or inference.transformed()
+            functions.gradient_wanted(*self._scores) or functions.transformed()
         ):
-            log_prob = -inference.Expectations.apply(*self._scores, tags)[0]
+            log_prob = -functions.Expectations.apply(*self._scores, tags)[0]
         else:
-            log_z = inference.log_partition(*self._scores)
-            log_prob = inference.path_score(*self._scores, tags) - log_z
+            log_z = functions.log_partition(*self._scores)
+            log_prob = path_score(*self._scores, tags) - log_z
         if self._validate_args and (log_prob == -torch.inf).any():
             place = (log_prob == -torch.inf).nonzero()[0].tolist()
             raise ValueError(f"tags must not take a forbidden path (score -inf), as at {place}")
@@ -215,12 +216,12 @@ class LinearChainCRF(Distribution):
     @property
     def marginals(self) -> Tensor:
         """p(y_t = i), (B, T, C); 0 in the padding. Source: chapter ``crf``, eq-crf-marginals."""
-        return inference.Expectations.apply(*self._scores, None)[1].to(self.dtype)
+        return functions.Expectations.apply(*self._scores, None)[1].to(self.dtype)
 
     @property
     def pair_marginals(self) -> Tensor:
         """p(y_t = i, y_{t+1} = j), (B, T-1, C, C); 0 where t+1 is padding."""
-        return inference.PairMarginals.apply(*self._scores).to(self.dtype)
+        return functions.PairMarginals.apply(*self._scores).to(self.dtype)
 
     def _centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Scores in float64 with a largest emission of 0: the same distribution, more digits."""
@@ -232,7 +233,7 @@ class LinearChainCRF(Distribution):
     def entropy(self) -> Tensor:
         """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
         scores = self._centered()
-        log_z, *expected = inference.Expectations.apply(*scores, None)
+        log_z, *expected = functions.Expectations.apply(*scores, None)
         return (log_z - _mean_score(scores, *expected)).to(self.dtype)
 
     @property
@@ -241,7 +242,7 @@ class LinearChainCRF(Distribution):
 
         Source: chapter ``crf``, eq-crf-viterbi.
         """
-        return inference.best_path(*self._scores)
+        return functions.best_path(*self._scores)
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """The k best paths: their scores (B, k), falling, and their tags (B, k, T).
@@ -255,7 +256,7 @@ class LinearChainCRF(Distribution):
         """
         check_positive(k, "k")
         with torch.no_grad():
-            scores, tags = best_paths(Chain.pad(*self._scores), k)
+            scores, tags = best_paths(Chain.extend(*self._scores), k)
         return scores.to(self.dtype), tags
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
@@ -265,8 +266,8 @@ class LinearChainCRF(Distribution):
         """
         sample_shape = torch.Size(sample_shape)
         with torch.no_grad():
-            chain = Chain.pad(*self._scores)
-            after = inference.LogMessages.apply(*self._scores)[0] + chain.emissions  # (N, B, K)
+            chain = Chain.extend(*self._scores)
+            after = functions.LogMessages.apply(*self._scores)[0] + chain.emissions  # (N, B, K)
             after = after.repeat(1, sample_shape.numel(), 1)
 
             def draw(scores: Tensor, dim: int) -> Tensor:  # arg max of Gumbel-perturbed scores
@@ -304,19 +305,19 @@ class LinearChainCRF(Distribution):
                 )
             if tags.min() < 0 or tags.max() >= num_tags:
                 raise ValueError(f"tags must lie in 0..{num_tags - 1}, got {tags.tolist()}")
-        if inference.gradient_wanted(*self._scores):
+        if functions.gradient_wanted(*self._scores):
             other = torch.ones_like(self.emissions, dtype=torch.bool)
             other[:, :start] = other[:, stop:] = False
             other[:, start:stop].scatter_(2, tags.unsqueeze(2), False)
             clamped = self.emissions.masked_fill(other, -torch.inf)
-            whole = inference.log_partition(*self._scores)
-            return (inference.log_partition(clamped, *self._scores[1:]) - whole).to(self.dtype)
+            whole = functions.log_partition(*self._scores)
+            return (functions.log_partition(clamped, *self._scores[1:]) - whole).to(self.dtype)
         return self._span_log_prob(start, tags).to(self.dtype)
 
     def _span_log_prob(self, start: int, tags: Tensor) -> Tensor:
         """By the chain rule forwards: each factor is normalised on its own."""
-        chain = Chain.pad(*self._scores)
-        before, behind = inference.LogMessages.apply(*self._scores)
+        chain = Chain.extend(*self._scores)
+        before, behind = functions.LogMessages.apply(*self._scores)
         window = slice(start, start + tags.shape[1])
         ahead = (behind + chain.emissions)[window]  # (L, B, K)
         first = (before[start] + ahead[0]).log_softmax(-1)  # (B, K)
@@ -352,7 +353,7 @@ def _kl(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     if p._validate_args and not torch.equal(p.mask, q.mask):
         raise ValueError("p and q must be over the same sequences, got different masks")
     ours, theirs = p._centered(), q._centered()
-    log_z, *expected = inference.Expectations.apply(*ours, None)
+    log_z, *expected = functions.Expectations.apply(*ours, None)
     own = _mean_score(ours, *expected) - log_z
-    other = _mean_score(theirs, *expected) - inference.log_partition(*theirs)
+    other = _mean_score(theirs, *expected) - functions.log_partition(*theirs)
     return (own - other).to(torch.promote_types(p.dtype, q.dtype))

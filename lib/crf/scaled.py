@@ -34,7 +34,7 @@ _SAFE = 40.0  # ... if what it could add stays this far below what is kept: exp(
 _MAX_REACH = 16
 _MAX_INTERVAL = 64
 _NUMPY_LIMIT = 2**18  # multiplications a step; beyond, torch's threads win
-_WORKSPACE_LIMIT = 2**24  # numbers kept between calls
+_WORKSPACE_LIMIT = 2**23  # numbers kept between calls
 
 
 class _Weights(NamedTuple):

@@ -41,10 +41,10 @@ class Chain(NamedTuple):
     offset: Tensor  # (B,), the sum of what was taken out
 
     @classmethod
-    def pad(
+    def extend(
         cls, emissions: Tensor, transitions: Tensor, start: Tensor, end: Tensor, mask: Tensor
     ) -> Chain:
-        """Extend scores (B, T, C), (C, C), (C,), (C,) and their mask (B, T)."""
+        """Of emissions (B, T, C), transitions (C, C), start and end (C,) and their mask (B, T)."""
         keep = pad(mask, (0, 1)).T.unsqueeze(2)  # (N, B, 1)
         h = pad(emissions.double().transpose(0, 1), (0, 0, 0, 0, 0, 1))  # (N, B, C)
         absorb = torch.where(keep, -torch.inf, 0).to(h.dtype)
