@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from lib.crf import CRF, LinearChainCRF, allowed_transitions, inference, scaled, viterbi
+from lib.crf import (
+    CRF,
+    LinearChainCRF,
+    allowed_transitions,
+    distribution,
+    inference,
+    scaled,
+    viterbi,
+)
 from lib.crf.semiring import Chain
 
 INF = torch.inf
@@ -601,6 +609,16 @@ def test_an_empty_batch_has_empty_results() -> None:
     assert crf.topk(2)[1].shape == (0, 2, 4)
     assert crf.sample((5,)).shape == (5, 0, 4)
     crf.log_prob(tags).sum().backward()
+
+
+def test_devices_without_float64_compute_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = problem(19, (3, 5, 4), torch.float32)
+    plain = LinearChainCRF(*scores)
+    monkeypatch.setattr(distribution, "_WITHOUT_FLOAT64", {"cpu"})
+    moved = LinearChainCRF(*scores)
+    assert moved.device.type == "cpu"
+    assert torch.equal(moved.marginals, plain.marginals)
+    assert torch.equal(moved.log_prob(moved.mode), plain.log_prob(plain.mode))
 
 
 def test_expand_repeats_one_sequence() -> None:

@@ -1,0 +1,71 @@
+"""Refusals that say what was seen: masks, scores, tags and spans."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_mask", "check_scores", "check_span", "check_tags"]
+
+
+def check_mask(mask: Tensor) -> None:
+    """Refuse empty sequences, left padding and holes in a bool mask (B, T)."""
+    begins = mask[:, 1:] > mask[:, :-1]  # again, or too late
+    if begins.any() or not mask[:, 0].all():
+        row = int((begins.any(1) | ~mask[:, 0]).nonzero()[0])
+        raise ValueError(
+            "mask must be True from the first position to the end of a sequence and False "
+            f"behind it, got row {row} = {mask[row].int().tolist()}"
+        )
+
+
+def check_scores(scores: Tensor, name: str, mask: Tensor | None = None) -> None:
+    """Refuse NaN and +inf; a glance at the maximum, padding included, mostly suffices."""
+    scores = scores.detach()
+    if not scores.numel() or scores.max().item() < torch.inf:
+        return
+    bad = ~(scores < torch.inf)
+    if mask is not None:
+        bad &= mask.unsqueeze(2)
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        seen = scores[tuple(place)].item()
+        raise ValueError(f"{name} must hold numbers below inf, got {seen} at {place}")
+
+
+def check_tags(tags: Tensor, mask: Tensor, num_tags: int, *, values: bool) -> Tensor:
+    """Tags (..., B, T) as long, beside the mask (B, T); ``values``: in range where it is True."""
+    if tags.is_floating_point() or tags.is_complex() or tags.dtype == torch.bool:
+        raise TypeError(f"tags must be integers, got {tags.dtype}")
+    if tags.shape[-2:] != mask.shape:
+        raise ValueError(
+            f"tags must have shape (..., B, T), here {tuple(mask.shape)}, got {tuple(tags.shape)}"
+        )
+    tags = tags.to(mask.device, torch.long)
+    if values and tags.numel():
+        low, high = (int(x) for x in tags.aminmax())
+        if low < 0 or high >= num_tags:  # perhaps only in the padding
+            low, high = (int(x) for x in torch.where(mask, tags, 0).aminmax())
+        if low < 0 or high >= num_tags:
+            raise ValueError(
+                f"tags must lie in 0..{num_tags - 1} where the mask is True, "
+                f"got {low if low < 0 else high}"
+            )
+    return tags
+
+
+def check_span(start: int, tags: Tensor, mask: Tensor, num_tags: int, *, values: bool) -> Tensor:
+    """Tags (B, L) of a span as long; ``values``: in range and within every sequence."""
+    batch, length = mask.shape
+    if tags.dim() != 2 or tags.shape[0] != batch or not tags.shape[1]:
+        raise ValueError(f"tags must have shape (B, L), here B = {batch}, got {tuple(tags.shape)}")
+    stop = start + tags.shape[1]
+    if not 0 <= start < stop <= length:
+        raise ValueError(f"the span must lie in 0..{length - 1}, got {start}..{stop - 1}")
+    inside = mask[:, start:stop]
+    if values and not inside.all():
+        raise ValueError(
+            f"the span must lie within every sequence, got {start}..{stop - 1} "
+            f"beside a sequence of length {int(mask.sum(1).min())}"
+        )
+    return check_tags(tags, inside, num_tags, values=values)
