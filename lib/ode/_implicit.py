@@ -33,7 +33,10 @@ def jacobian(func: Field, t: Tensor, y: Tensor, *, blocks: bool) -> tuple[Tensor
         columns = columns.reshape(size, *[1] * (y.dim() - 1), size).expand(size, *y.shape)
     else:
         columns = columns.reshape(size, *y.shape)
-    (rows,) = torch.func.vmap(pull)(columns)  # (D, *y.shape)
+    if size <= 8:  # a few products cost less than the first vmap, which loads half of torch
+        rows = torch.stack([pull(column)[0] for column in columns])  # (D, *y.shape)
+    else:
+        (rows,) = torch.func.vmap(pull)(columns)
     return slope, rows.reshape(size, -1, size).transpose(0, 1)
 
 
