@@ -10,10 +10,13 @@ from torch.distributions import Distribution, constraints, register_kl
 
 from lib._common import at_least_float32, bool_mask, check_positive
 from lib.crf import functions
+from lib.crf.checks import check_mask, check_scores, check_span, check_tags
 from lib.crf.inference import path_score
 from lib.crf.semiring import Chain, best_paths, logsumexp, trace
 
 __all__ = ["LinearChainCRF"]
+
+_WITHOUT_FLOAT64 = {"mps"}  # device types
 
 
 class LinearChainCRF(Distribution):
@@ -21,8 +24,9 @@ class LinearChainCRF(Distribution):
 
         log p(y) = start(y_1) + sum_t h_t(y_t) + sum_t A(y_t, y_{t+1}) + end(y_n) - log Z
 
-    All results are exact sums over all C^n sequences. They are computed in float64 and returned in
-    the dtype of the scores, at least float32. Each access computes anew: keep what you use twice.
+    All results are exact sums over all C^n sequences. They are computed in float64 - on the CPU for
+    a device without it - and returned in the dtype of the scores, at least float32. Each access
+    computes anew: keep what you use twice.
     ``log_partition``, ``log_prob``, ``marginals``, ``pair_marginals``, ``entropy``,
     ``span_log_prob`` and ``kl_divergence`` are differentiable twice, counted from log Z: log_prob
     has first and second, marginals have first derivatives. They work under torch.func and
@@ -92,12 +96,19 @@ class LinearChainCRF(Distribution):
                     f"{name} must have shape {shape} beside emissions of shape "
                     f"{tuple(emissions.shape)}, got {tuple(getattr(self, name).shape)}"
                 )
+        self.device = emissions.device
+        if self.device.type in _WITHOUT_FLOAT64:
+            self.emissions, self.transitions, self.start, self.end, self.mask = (
+                x.cpu() for x in self._scores
+            )
         self.dtype = reduce(torch.promote_types, (x.dtype for x in self._scores[:4]))
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
         self._validate_args = validate_args is not False and not functions.transformed()
         if self._validate_args:
-            self._check_mask()
-            self._check_scores()
+            check_mask(self.mask)
+            check_scores(self.emissions, "emissions", self.mask)
+            for name in ("transitions", "start", "end"):
+                check_scores(getattr(self, name), name)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
@@ -108,35 +119,8 @@ class LinearChainCRF(Distribution):
     def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.emissions, self.transitions, self.start, self.end, self.mask
 
-    @property
-    def _lengths(self) -> Tensor:
-        return self.mask.sum(1)
-
-    def _check_mask(self) -> None:
-        """Refuse empty sequences, left padding and holes."""
-        begins = self.mask[:, 1:] > self.mask[:, :-1]  # again, or too late
-        if begins.any() or not self.mask[:, 0].all():
-            row = int((begins.any(1) | ~self.mask[:, 0]).nonzero()[0])
-            raise ValueError(
-                "mask must be True from the first position to the end of a sequence and False "
-                f"behind it, got row {row} = {self.mask[row].int().tolist()}"
-            )
-
-    def _check_scores(self) -> None:
-        """Refuse NaN and +inf; a glance at the maximum, padding included, mostly suffices."""
-        for name in ("emissions", "transitions", "start", "end"):
-            scores = getattr(self, name).detach()
-            if not scores.numel() or scores.max().item() < torch.inf:
-                continue
-            bad = ~(scores < torch.inf)
-            if name == "emissions":
-                bad &= self.mask.unsqueeze(2)
-            if bad.any():
-                place = bad.nonzero()[0].tolist()
-                raise ValueError(
-                    f"{name} must hold numbers below inf, got {scores[tuple(place)].item()} "
-                    f"at {place}"
-                )
+    def _returned(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype)
 
     def expand(
         self,
@@ -147,37 +131,22 @@ class LinearChainCRF(Distribution):
         shape = torch.Size(batch_shape)
         if len(shape) != 1:
             raise ValueError(f"batch_shape must have one axis, got {tuple(shape)}")
-        return LinearChainCRF(
+        wide = LinearChainCRF(
             self.emissions.expand(*shape, -1, -1),
             *self._scores[1:4],
             self.mask.expand(*shape, -1),
             validate_args=False,
         )
+        wide.device = self.device
+        return wide
 
     @property
     def log_partition(self) -> Tensor:
         """log Z in nats, (B,)."""
-        return functions.log_partition(*self._scores).to(self.dtype)
+        return self._returned(functions.log_partition(*self._scores))
 
-    def _check_tags(self, tags: Tensor) -> Tensor:
-        """Integer tags (..., B, T), in range where the mask is True."""
-        shape, num_tags = tuple(self.mask.shape), len(self.start)
-        if tags.is_floating_point() or tags.is_complex() or tags.dtype == torch.bool:
-            raise TypeError(f"tags must be integers, got {tags.dtype}")
-        if tuple(tags.shape[-2:]) != shape:
-            raise ValueError(
-                f"tags must have shape (..., B, T), here {shape}, got {tuple(tags.shape)}"
-            )
-        if self._validate_args and tags.numel():
-            low, high = (int(x) for x in tags.aminmax())
-            if low < 0 or high >= num_tags:
-                low, high = (int(x) for x in torch.where(self.mask, tags, 0).aminmax())
-            if low < 0 or high >= num_tags:
-                raise ValueError(
-                    f"tags must lie in 0..{num_tags - 1} where the mask is True, "
-                    f"got {low if low < 0 else high}"
-                )
-        return tags.long()
+    def _checked(self, tags: Tensor) -> Tensor:
+        return check_tags(tags, self.mask, len(self.start), values=self._validate_args)
 
     def score(self, tags: Tensor) -> Tensor:
         """The unnormalised log-probability in nats of ``tags`` (..., B, T), (..., B).
@@ -188,7 +157,7 @@ class LinearChainCRF(Distribution):
             TypeError: if ``tags`` are not integers.
             ValueError: if their shape does not fit or one is out of range.
         """
-        return path_score(*self._scores, self._check_tags(tags)).to(self.dtype)
+        return self._returned(path_score(*self._scores, self._checked(tags)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(tags) in nats for tags ``value`` (..., B, T), (..., B).
@@ -200,7 +169,7 @@ class LinearChainCRF(Distribution):
 
         Source: chapter ``crf``, eq-crf-nll.
         """
-        tags = self._check_tags(value)
+        tags = self._checked(value)
         if tags.dim() == 2 and (
             functions.gradient_wanted(*self._scores) or functions.transformed()
         ):
@@ -211,17 +180,17 @@ class LinearChainCRF(Distribution):
         if self._validate_args and (log_prob == -torch.inf).any():
             place = (log_prob == -torch.inf).nonzero()[0].tolist()
             raise ValueError(f"tags must not take a forbidden path (score -inf), as at {place}")
-        return log_prob.to(self.dtype)
+        return self._returned(log_prob)
 
     @property
     def marginals(self) -> Tensor:
         """p(y_t = i), (B, T, C); 0 in the padding. Source: chapter ``crf``, eq-crf-marginals."""
-        return functions.Expectations.apply(*self._scores, None)[1].to(self.dtype)
+        return self._returned(functions.Expectations.apply(*self._scores, None)[1])
 
     @property
     def pair_marginals(self) -> Tensor:
         """p(y_t = i, y_{t+1} = j), (B, T-1, C, C); 0 where t+1 is padding."""
-        return functions.PairMarginals.apply(*self._scores).to(self.dtype)
+        return self._returned(functions.PairMarginals.apply(*self._scores))
 
     def _centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Scores in float64 with a largest emission of 0: the same distribution, more digits."""
@@ -234,7 +203,7 @@ class LinearChainCRF(Distribution):
         """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
         scores = self._centered()
         log_z, *expected = functions.Expectations.apply(*scores, None)
-        return (log_z - _mean_score(scores, *expected)).to(self.dtype)
+        return self._returned(log_z - _mean_score(scores, *expected))
 
     @property
     def mode(self) -> Tensor:
@@ -242,7 +211,7 @@ class LinearChainCRF(Distribution):
 
         Source: chapter ``crf``, eq-crf-viterbi.
         """
-        return functions.best_path(*self._scores)
+        return functions.best_path(*self._scores).to(self.device)
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """The k best paths: their scores (B, k), falling, and their tags (B, k, T).
@@ -257,7 +226,7 @@ class LinearChainCRF(Distribution):
         check_positive(k, "k")
         with torch.no_grad():
             scores, tags = best_paths(Chain.extend(*self._scores), k)
-        return scores.to(self.dtype), tags
+        return self._returned(scores), tags.to(self.device)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Exact samples (*sample_shape, B, T), -1 in the padding: filter forwards, draw backwards.
@@ -274,7 +243,7 @@ class LinearChainCRF(Distribution):
                 return (scores - torch.empty_like(scores).exponential_().log()).argmax(dim)
 
             paths = trace(after, chain.transitions, draw)
-        return paths.view(self._extended_shape(sample_shape))
+        return paths.view(self._extended_shape(sample_shape)).to(self.device)
 
     def span_log_prob(self, start: int, tags: Tensor) -> Tensor:
         """log p(y_start = tags_0, .., y_{start+L-1} = tags_{L-1}) in nats, (B,).
@@ -287,32 +256,16 @@ class LinearChainCRF(Distribution):
             ValueError: if the span leaves a sequence, or a shape or a tag is out of range; where
                 gradients are wanted also if the span is forbidden, which else has -inf.
         """
-        batch, length = self.mask.shape
-        num_tags = len(self.start)
-        if tags.dim() != 2 or tags.shape[0] != batch or not tags.shape[1]:
-            raise ValueError(
-                f"tags must have shape (B, L), here B = {batch}, got {tuple(tags.shape)}"
-            )
+        tags = check_span(start, tags, self.mask, len(self.start), values=self._validate_args)
         stop = start + tags.shape[1]
-        if not 0 <= start < stop <= length:
-            raise ValueError(f"the span must lie in 0..{length - 1}, got {start}..{stop - 1}")
-        if self._validate_args and tags.numel():
-            if not self.mask[:, stop - 1].all():
-                short = int(self._lengths.min())
-                raise ValueError(
-                    f"the span must lie within every sequence, got {start}..{stop - 1} "
-                    f"beside a sequence of length {short}"
-                )
-            if tags.min() < 0 or tags.max() >= num_tags:
-                raise ValueError(f"tags must lie in 0..{num_tags - 1}, got {tags.tolist()}")
         if functions.gradient_wanted(*self._scores):
             other = torch.ones_like(self.emissions, dtype=torch.bool)
             other[:, :start] = other[:, stop:] = False
             other[:, start:stop].scatter_(2, tags.unsqueeze(2), False)
             clamped = self.emissions.masked_fill(other, -torch.inf)
             whole = functions.log_partition(*self._scores)
-            return (functions.log_partition(clamped, *self._scores[1:]) - whole).to(self.dtype)
-        return self._span_log_prob(start, tags).to(self.dtype)
+            return self._returned(functions.log_partition(clamped, *self._scores[1:]) - whole)
+        return self._returned(self._span_log_prob(start, tags))
 
     def _span_log_prob(self, start: int, tags: Tensor) -> Tensor:
         """By the chain rule forwards: each factor is normalised on its own."""
@@ -356,4 +309,4 @@ def _kl(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     log_z, *expected = functions.Expectations.apply(*ours, None)
     own = _mean_score(ours, *expected) - log_z
     other = _mean_score(theirs, *expected) - functions.log_partition(*theirs)
-    return (own - other).to(torch.promote_types(p.dtype, q.dtype))
+    return (own - other).to(p.device, torch.promote_types(p.dtype, q.dtype))

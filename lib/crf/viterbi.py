@@ -13,6 +13,8 @@ convergence".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ __all__ = ["best_path"]
 
 _WORK = 2**15  # additions a step; more columns pay up to here
 _NUMPY_WORK = 2**14  # up to here NumPy is the faster one
+_THREADED_WORK = 2**17  # below this, torch's threads cost more than they gain
 _SHORTEST = 6  # steps a chunk should have at least
 _FIRST_LOOK = 4  # steps before the first look whether a chunk has converged
 _ROUNDING = 1e-12  # relative to the scores
@@ -46,6 +49,8 @@ def best_path(
     space, work = emissions.new_empty(steps * size + size**2, columns, dtype=torch.float64).split(
         (steps * size, size**2)
     )
+    if columns < size:  # the longer axis lies innermost in memory
+        space, work = space.view(steps, columns, size).mT, work.view(size, columns, size).mT
     arrays: Any = (
         space.view(steps, size, columns),
         work.view(size, size, columns),
@@ -57,8 +62,9 @@ def best_path(
     if device.type == "cpu" and work.numel() <= _NUMPY_WORK:
         arrays = tuple(x.numpy() for x in arrays)
     h, table_space, *scores, kernel, first = arrays
-    _fill(h.reshape(steps, size, chunks, batch), *scores)
-    forward = torch.as_tensor(_forward(h, kernel, first, table_space, batch))
+    with _one_thread(device.type == "cpu" and work.numel() < _THREADED_WORK):
+        _fill(h.reshape(steps, size, chunks, batch), *scores)
+        forward = torch.as_tensor(_forward(h, kernel, first, table_space, batch))
     after = np.ascontiguousarray(forward.transpose(1, 2).cpu().numpy())  # (L, S B, K)
     scores = after[-1, -batch:, tags]
     if not np.isfinite(scores).all():
@@ -67,6 +73,18 @@ def best_path(
     paths = _read_off(after, np.ascontiguousarray(table.T), batch).reshape(-1, chunks, batch)
     paths = paths.transpose(2, 1, 0).reshape(batch, -1)[:, :length]
     return torch.from_numpy(np.where(paths == tags, -1, paths)).to(device)
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """One torch thread if ``wanted``, and then as many as before."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fill(h: Any, emissions: Any, mask: Any) -> None:
@@ -95,18 +113,19 @@ def _forward(h: Any, kernel: Any, start: Any, work: Any, batch: int) -> Any:
     steps, _, columns = h.shape
     after, fresh = xp.empty_like(h), xp.zeros_like(h[0])
     emissions, rows, kernel = list(h), list(after), kernel[:, :, None]
+    heads = list(after[:, :, None])  # with an axis for the tag that follows
 
     def step(here: Any) -> None:
-        xp.add(here[:, None], kernel, out=work)
+        xp.add(here, kernel, out=work)
         largest(work, 0, out=fresh)
 
     fresh[:-1, :batch] = start[:, None]
     xp.add(fresh, emissions[0], out=rows[0])
     for t in range(1, steps):
-        step(rows[t - 1])
+        step(heads[t - 1])
         xp.add(fresh, emissions[t], out=rows[t])
     for _ in range(batch, columns, batch):
-        step(rows[-1])
+        step(heads[-1])
         fresh[:, batch:] = fresh[:, :-batch] + 0.0  # by way of a copy, for the two overlap
         fresh[:-1, :batch], fresh[-1, :batch] = start[:, None], 0.0
         fresh += emissions[0]
@@ -118,7 +137,7 @@ def _forward(h: Any, kernel: Any, start: Any, work: Any, batch: int) -> Any:
                     return after
             rows[t][...] = fresh
             if t + 1 < steps:
-                step(rows[t])
+                step(heads[t])
                 fresh += emissions[t + 1]
     return after
 
@@ -140,7 +159,7 @@ def _read_off(after: np.ndarray, kernel: np.ndarray, batch: int) -> np.ndarray:
     rows, paths = list(after), list(tags)
 
     def step(tag: np.ndarray, t: int, out: np.ndarray) -> None:
-        np.take(kernel, tag, 0, scores, "clip")
+        kernel.take(tag, 0, scores, "clip")
         np.add(scores, rows[t], scores)
         scores.argmax(1, out)
 
@@ -149,7 +168,7 @@ def _read_off(after: np.ndarray, kernel: np.ndarray, batch: int) -> np.ndarray:
     for t in range(steps - 1, 0, -1):
         step(paths[t], t - 1, paths[t - 1])
     for _ in range(batch, columns, batch):
-        step(np.roll(paths[0], -batch), -1, fresh)
+        step(np.concatenate((paths[0][batch:], paths[0][:batch])), -1, fresh)
         fresh[-batch:] = size - 1
         for t in range(steps - 1, -1, -1):
             if (fresh == paths[t]).all():
