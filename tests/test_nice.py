@@ -841,6 +841,8 @@ def test_the_dequantised_density_bounds_the_probability(coupling):
     ("call", "error", "match"),
     [
         (lambda: bits_per_dim(torch.tensor([3]), 4), TypeError, "log_prob must be a floating"),
+        (lambda: bits_per_dim(torch.tensor([1.0, math.nan]), 4), ValueError, "got 1 NaN"),
+        (lambda: bits_per_dim(math.nan, 4), ValueError, "log_prob must be numbers, got 1 NaN"),
         (lambda: bits_per_dim(1.0, 0), ValueError, "dim must be at least 1"),
         (lambda: bits_per_dim(1.0, 4.0), TypeError, "dim must be an integer"),
         (lambda: bits_per_dim(1.0, 4, levels=1), ValueError, "levels"),
@@ -880,6 +882,19 @@ def test_bad_arguments(call, error, match):
 def test_bad_points(method, x, error, match):
     with pytest.raises(error, match=match):
         getattr(NICE(4, hidden=3), method)(x)
+
+
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+@pytest.mark.parametrize("layer", [AdditiveCoupling, AffineCoupling, Scaling])
+def test_a_layer_alone_refuses_bad_points(layer, method):
+    move = getattr(layer(4), method)
+    name = "x" if method == "forward" else "z"
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(..., 4\), got \(2, 3\)"):
+        move(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=rf"{name} must be finite, got 1 NaN .* of 8"):
+        move(torch.tensor([[0.0, math.nan, 0.0, 0.0], [0.0] * 4]))
+    with pytest.raises(TypeError, match=rf"{name} must be a floating-point tensor, got torch.int"):
+        move(torch.zeros(2, 4).long())
 
 
 def test_validation_can_be_switched_off_and_does_not_cry_wolf():

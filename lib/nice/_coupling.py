@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lib._common import check_positive
-from lib.nice._door import check_even, enter
+from lib.nice._door import check_even, enter, require_finite
 
 __all__ = ["AdditiveCoupling", "AffineCoupling", "Coupling", "Scaling", "join", "split"]
 
@@ -121,7 +121,9 @@ class Coupling(nn.Module):
 
     def _enter(self, x: Tensor, name: str) -> Tensor:
         dtype = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else torch.float32
-        return enter(x, self.dim, self._dtype(dtype), name)
+        x = enter(x, self.dim, self._dtype(dtype), name)
+        require_finite(x, name)
+        return x
 
     def _network_output(self, kept: Tensor) -> Tensor:
         output = self.net(kept.to(self._dtype(kept.dtype)))
@@ -150,7 +152,7 @@ class AdditiveCoupling(Coupling):
         net: use this module, (..., D/2) -> (..., D/2), as m instead.
 
     Raises:
-        ValueError: if ``dim`` is odd, or a tensor's last axis is not ``dim``.
+        ValueError: if ``dim`` is odd, or a tensor's last axis is not ``dim`` or it is not finite.
         TypeError: if a tensor is not floating-point.
 
     Source: chapter `nice`, eq-nice-additive; Dinh, Krueger and Bengio (2015).
@@ -187,7 +189,8 @@ class AffineCoupling(Coupling):
         bound: largest log-scale, positive.
 
     Raises:
-        ValueError: if ``dim`` is odd, ``bound`` is not positive, or the last axis is not ``dim``.
+        ValueError: if ``dim`` is odd, ``bound`` is not positive, the last axis is not ``dim``, or
+            a tensor is not finite.
         TypeError: if a tensor is not floating-point.
 
     Source: chapter `nice`, eq-nice-affine; Dinh, Sohl-Dickstein and Bengio (2017).
@@ -244,6 +247,11 @@ class Scaling(nn.Module):
     Args:
         dim: D.
 
+    Raises:
+        ValueError: if ``dim`` is not positive, or a tensor's last axis is not ``dim`` or it is not
+            finite.
+        TypeError: if a tensor is not floating-point.
+
     Source: chapter `nice`, eq-nice-scaling; Dinh, Krueger and Bengio (2015).
 
     >>> scaling = Scaling(3)
@@ -261,14 +269,25 @@ class Scaling(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (..., D) -> (z (..., D), log |det dz/dx| (...,))."""
-        x = enter(x, self.log_scale.numel(), self.log_scale.dtype, "x")
-        log_scale = self.log_scale.to(x.dtype)
-        return x * log_scale.exp(), log_scale.sum().expand(x.shape[:-1])
+        return self.stretch(self._enter(x, "x"))
 
     def inverse(self, z: Tensor) -> Tensor:
         """The x (..., D) that ``forward`` maps to ``z``."""
-        z = enter(z, self.log_scale.numel(), self.log_scale.dtype, "z")
+        return self.shrink(self._enter(z, "z"))
+
+    def stretch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` on points that have been checked."""
+        log_scale = self.log_scale.to(x.dtype)
+        return x * log_scale.exp(), log_scale.sum().expand(x.shape[:-1])
+
+    def shrink(self, z: Tensor) -> Tensor:
+        """``inverse`` on points that have been checked."""
         return z * (-self.log_scale.to(z.dtype)).exp()
+
+    def _enter(self, x: Tensor, name: str) -> Tensor:
+        x = enter(x, self.log_scale.numel(), self.log_scale.dtype, name)
+        require_finite(x, name)
+        return x
 
     def extra_repr(self) -> str:
         """The number that ``repr`` shows."""

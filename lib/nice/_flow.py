@@ -105,12 +105,12 @@ class NICE(nn.Module):
         for coupling in self.couplings:
             even, odd, change = coupling.couple(even, odd)
             log_abs_det = log_abs_det + change
-        z, change = self.scaling(join(even, odd))
+        z, change = self.scaling.stretch(join(even, odd))
         return z, log_abs_det + change
 
     def inverse(self, z: Tensor) -> Tensor:
         """Noise to data: the x (..., D) that ``forward`` maps to ``z``."""
-        even, odd = split(self.scaling.inverse(self._enter(z, "z")))
+        even, odd = split(self.scaling.shrink(self._enter(z, "z")))
         for coupling in reversed(self.couplings):
             even, odd = coupling.uncouple(even, odd)
         return join(even, odd)

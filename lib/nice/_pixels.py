@@ -21,6 +21,11 @@ def _check_levels(levels: int) -> None:
         raise ValueError(f"levels must be from 2 to 65536, got {levels}")
 
 
+def _refuse_nan(count: int) -> None:
+    if count:
+        raise ValueError(f"log_prob must be numbers, got {count} NaN")
+
+
 def _signed(x: Tensor) -> Tensor:
     """``x`` in a dtype whose minimum torch can take; uint64 beyond int64 turns negative."""
     return x if x.dtype == torch.uint8 or x.dtype.is_signed else x.long()
@@ -93,6 +98,11 @@ def bits_per_dim(log_prob: Nats, dim: int, levels: int = 256) -> Nats:
     Returns:
         Bits per dimension, shaped like ``log_prob``.
 
+    Raises:
+        TypeError: if ``log_prob`` is an integer tensor, or ``dim`` or ``levels`` no integer.
+        ValueError: if ``log_prob`` holds NaN (not seen inside ``vmap`` and ``torch.compile``), or
+            ``dim`` or ``levels`` is out of range.
+
     Source: chapter `nice`, eq-nice-bits; Theis, van den Oord and Bethge (2016).
 
     >>> round(bits_per_dim(1980.50, 784), 2)
@@ -102,4 +112,7 @@ def bits_per_dim(log_prob: Nats, dim: int, levels: int = 256) -> Nats:
     _check_levels(levels)
     if isinstance(log_prob, Tensor):
         log_prob = at_least_float32(log_prob, "log_prob")
+        _refuse_nan(int(log_prob.isnan().sum()) if values_readable(log_prob) else 0)
+    else:
+        _refuse_nan(int(math.isnan(log_prob)))
     return math.log2(levels) - log_prob / (dim * math.log(2))
