@@ -109,10 +109,8 @@ def draw_transitions(tables: Mapping[str, Tensor], allowed: Tensor) -> Figure:
     return figure
 
 
-def draw_reliability(
-    curves: Mapping[str, tuple[Tensor, Tensor]], bins: Sequence[float]
-) -> tuple[Figure, dict[str, float]]:
-    """How often words of a stated probability are right, and the mean gap, weighted by words.
+def draw_reliability(curves: Mapping[str, tuple[Tensor, Tensor]], bins: Sequence[float]) -> Figure:
+    """How often words of a stated probability are right.
 
     Args:
         curves: name -> (probabilities (N,), right (N,)).
@@ -123,7 +121,6 @@ def draw_reliability(
     figure, axes = plt.subplots(figsize=(5.2, 3.6))
     axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls="-")
     axes.text(0.52, 0.47, "perfect", color=INK, size=9)
-    gaps = {}
     marks = zip(curves.items(), COLOURS, DASHES, "os^", strict=False)
     for (name, (probability, right)), colour, dash, mark in marks:
         which = torch.bucketize(probability, torch.tensor(bins[1:-1]))
@@ -131,10 +128,8 @@ def draw_reliability(
         rows = [chosen for chosen in rows if chosen.sum() > 20]
         stated = torch.stack([probability[chosen].mean() for chosen in rows])
         found = torch.stack([right[chosen].float().mean() for chosen in rows])
-        weight = torch.stack([chosen.float().mean() for chosen in rows])
-        gaps[name] = float((weight * (stated - found).abs()).sum())
         axes.plot(stated, found, color=colour, ls=dash, marker=mark, label=name)
     axes.set(xlabel="stated probability of a word", ylabel="share of them right")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(loc="upper left")
-    return figure, gaps
+    return figure
