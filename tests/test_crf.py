@@ -503,21 +503,26 @@ def test_chunked_viterbi_equals_the_k_best_recursion(
 # --- padding, dtypes, layouts
 
 
-def test_padding_is_never_read() -> None:
-    h, a, s, e, mask = problem(7, (4, 6, 3), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padding_is_never_read(dtype: torch.dtype) -> None:
+    h, a, s, e, mask = problem(7, (4, 6, 3), dtype)
+    other = LinearChainCRF(*problem(8, (4, 6, 3), dtype)[:4], mask)
     tags = torch.randint(3, (4, 6), generator=torch.Generator().manual_seed(0))
-    clean = LinearChainCRF(h, a, s, e, mask)
-    for junk in (math.nan, INF, -INF, 1e30):
-        dirty_h = h.masked_fill(~mask[..., None], junk).requires_grad_()
+    clean = LinearChainCRF(h.requires_grad_(), a, s, e, mask)
+    for junk in (math.nan, INF, -INF, 1e30, -700.0, 50.0):
+        dirty_h = h.detach().masked_fill(~mask[..., None], junk).requires_grad_()
         dirty_tags = tags.masked_fill(~mask, -100 if junk == INF else 10**6)
         dirty = LinearChainCRF(dirty_h, a, s, e, mask)
+        assert torch.equal(dirty.log_partition, clean.log_partition)
         assert torch.equal(dirty.log_prob(dirty_tags), clean.log_prob(tags))
         assert torch.equal(dirty.marginals, clean.marginals)
         assert torch.equal(dirty.pair_marginals, clean.pair_marginals)
         assert torch.equal(dirty.mode, clean.mode)
         assert torch.equal(dirty.entropy(), clean.entropy())
         assert torch.equal(dirty.topk(3)[1], clean.topk(3)[1])
-        assert kl_divergence(dirty, clean).abs().max() < 1e-14
+        assert torch.equal(dirty.span_log_prob(0, tags[:, :1]), clean.span_log_prob(0, tags[:, :1]))
+        assert torch.equal(kl_divergence(dirty, other), kl_divergence(clean, other))
+        assert torch.equal(kl_divergence(other, dirty), kl_divergence(other, clean))
         (dirty.log_prob(dirty_tags).sum() + dirty.entropy().sum()).backward()
         assert (dirty_h.grad[~mask] == 0).all()
         assert dirty_h.grad.isfinite().all()

@@ -152,9 +152,9 @@ def _emissions(emissions: Any, mask: Any, h: Any, out: Any, xp: ModuleType) -> t
     flat, rows = h.reshape(-1, tags), xp.where(padding.reshape(-1))[0]
     shift = xp.zeros_like(h[:, 0, 0])
     h[...] = emissions
-    low, high = float(emissions.min()), float(emissions.max())
-    if not (low >= -_SMALL and high <= _SMALL):  # NaN in the padding included
-        flat[rows] = 0.0  # whatever stands there is not read
+    flat[rows] = 0.0  # whatever stands there decides nothing
+    low, high = float(h.min()), float(h.max())
+    if not (low >= -_SMALL and high <= _SMALL):
         top = xp.amax(h, 2)
         shift += top.sum(1)
         h -= top[..., None]
