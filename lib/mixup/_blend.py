@@ -76,9 +76,12 @@ def mix_labels(
     if y.ndim > 1:
         return mix(y.to(dtype), weight, partner)
     own = y.long()[:, None]
-    share = weight.to(dtype).expand(len(y))[:, None]
     other = partners(own, partner)
     soft = torch.zeros(len(y), num_classes or 0, dtype=dtype, device=y.device)
+    if is_plain(y) and len(weight) == 1 and weight.device.type == "cpu":
+        kept = weight.item()  # no device to wait for
+        return soft.scatter_(1, own, kept).scatter_(1, other, 1 - kept, reduce="add")
+    share = weight.to(y.device, dtype).expand(len(y))[:, None]
     if is_plain(y):  # two copies of the table less
         return soft.scatter_(1, own, share).scatter_add_(1, other, 1 - share)
     return soft.scatter(1, own, share).scatter_add(1, other, 1 - share)
@@ -86,21 +89,23 @@ def mix_labels(
 
 def mix(x: Tensor, weight: Tensor, partner: Tensor | int, out: Tensor | None = None) -> Tensor:
     """weight x + (1 - weight) x[partner]."""
-    weight = weight.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    share = weight.to(x.device, x.dtype)
+    if len(share) > 1:
+        share = share.reshape(-1, *[1] * (x.ndim - 1))
     if out is None and not is_plain(x):
-        return torch.lerp(partners(x, partner), x, weight)
+        return torch.lerp(partners(x, partner), x, share)
     if out is not None and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
         same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
         if same and isinstance(partner, int) and len(x) % 2 == 0:
-            _mix_halves_in_place(x, weight, partner)
+            _mix_halves_in_place(x, share, partner)
             return out
         return out.copy_(mix(x, weight, partner))
     mixed = torch.empty_like(x) if out is None else out
     if isinstance(partner, Tensor):
-        return torch.index_select(x, 0, partner, out=mixed).lerp_(x, weight)
+        return torch.index_select(x, 0, partner, out=mixed).lerp_(x, share)
     head = len(x) - partner
-    torch.lerp(x[partner:], x[:head], _rows(weight, 0, head), out=mixed[:head])
-    torch.lerp(x[:partner], x[head:], _rows(weight, head, len(x)), out=mixed[head:])
+    torch.lerp(x[partner:], x[:head], _rows(share, 0, head), out=mixed[:head])
+    torch.lerp(x[:partner], x[head:], _rows(share, head, len(x)), out=mixed[head:])
     return mixed
 
 

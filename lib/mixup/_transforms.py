@@ -72,7 +72,7 @@ def mixup(
     """
     _check_batch(x, y, out)
     _check_labels(y, num_classes)
-    weight = draw_beta(alpha, len(x) if per_sample else 1, generator).to(x.device)
+    weight = draw_beta(alpha, len(x) if per_sample else 1, generator)
     partner = draw_partner(x, pairing, generator)
     labels = mix_labels(y, num_classes, weight, partner, x.dtype)
     return mix(x, weight, partner, out), labels

@@ -41,22 +41,23 @@ def draw_mixtures(pictures: Mapping[str, Tensor]) -> Figure:
 
 
 def draw_chords(shares: Tensor, curves: Mapping[str, Tensor]) -> Figure:
-    """The probability of the first picture's class along the way from the second to the first.
+    """How far a probability is from the straight line between its ends, on the way.
 
     Args:
         shares: (K,), of the first picture.
-        curves: name -> mean probability (K,).
+        curves: name -> mean probability (K,) of the first picture's class.
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5.6, 3.4))
-    axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls="-")
-    axes.text(0.3, 0.33, "affine", color=INK, size=9, rotation=33)
-    for curve, colour, dash in zip(curves.values(), COLOURS, DASHES, strict=False):
-        axes.plot(shares, curve, color=colour, ls=dash)
-    _label_ends(axes, 1.02, {name: float(curve[-1]) for name, curve in curves.items()}, 0.06)
-    axes.set(xlabel=r"share $\lambda$ of the first picture", xlim=(0, 1), ylim=(0, 1))
-    axes.set(ylabel="probability of its class")
+    figure, axes = plt.subplots(figsize=(5.6, 3.2))
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.text(0.02, 0.004, "affine", color=INK, size=9)
+    for (name, curve), colour, dash in zip(curves.items(), COLOURS, DASHES, strict=False):
+        line = shares * curve[-1] + (1 - shares) * curve[0]
+        axes.plot(shares, curve - line, color=colour, ls=dash, label=name)
+    axes.legend(loc="upper left")
+    axes.set(xlabel=r"share $\lambda$ of the first picture", xlim=(0, 1))
+    axes.set(ylabel="probability minus line")
     return figure
 
 
@@ -68,12 +69,13 @@ def draw_noise(
 
     figure, panels = plt.subplots(1, 2, figsize=(6.4, 3.0), sharex=True)
     for axes, curves in zip(panels, (accuracy, memorised), strict=True):
-        for (name, curve), colour, dash in zip(curves.items(), COLOURS, DASHES, strict=False):
-            axes.plot(epochs, 100 * curve, color=colour, ls=dash, marker="o", ms=3, label=name)
+        for curve, colour, dash in zip(curves.values(), COLOURS, DASHES, strict=False):
+            axes.plot(epochs, 100 * curve, color=colour, ls=dash, marker="o", ms=3)
         axes.set(xlabel="epoch")
+    ends = {name: 100 * float(curve[-1]) for name, curve in memorised.items()}
+    _label_ends(panels[1], 1.04 * epochs[-1], ends, 8)
     panels[0].set(ylabel="test accuracy, %")
     panels[1].set(ylabel="wrong labels reproduced, %", ylim=(0, 100))
-    panels[1].legend(loc="upper left")
     return figure
 
 
