@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from lib._common import at_least_float32, check_positive
+from lib._common import at_least_float32, check_positive, values_readable
 
 __all__ = ["ELBO", "VAE", "gaussian_kl"]
 
@@ -39,17 +39,26 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
         (...), in nats, at least float32.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or values are not finite (not checked while compiling).
+        TypeError: if one is not floating.
 
-    Source: chapter ``vae``, eq-vae-gaussian-kl; Kingma and Welling (2014), appendix B.
+    Source: chapter ``vae``, eq-vae-kl; Kingma and Welling (2014), appendix B.
 
     >>> gaussian_kl(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
     tensor([0.5000])
     """
-    if mean.shape != log_var.shape:
+    mean, log_var = at_least_float32(mean, "mean"), at_least_float32(log_var, "log_var")
+    if mean.shape != log_var.shape or mean.ndim < 1:
         seen = f"{tuple(mean.shape)} and {tuple(log_var.shape)}"
         raise ValueError(f"mean and log_var must have the same shape (..., L), got {seen}")
-    mean, log_var = at_least_float32(mean, "mean"), at_least_float32(log_var, "log_var")
+    if __debug__ and values_readable(mean, log_var):
+        for name, value in (("mean", mean), ("log_var", log_var)):
+            if not value.isfinite().all():
+                raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    return _gaussian_kl(mean, log_var)
+
+
+def _gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     # expm1(v) - v, not exp(v) - 1 - v: near v = 0 the difference of two numbers near 1 is noise
     return 0.5 * (mean.square() + torch.expm1(log_var) - log_var).sum(-1)
 
@@ -123,8 +132,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Independent:
         """The likelihood p(x|z) for z (..., L), a distribution over x with batch shape (...)."""
-        if z.ndim < 1 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z must have shape (..., {self.latent_dim}), got {tuple(z.shape)}")
+        self._check_latent(z)
         flat = self.decoder(z.reshape(-1, self.latent_dim))
         if len(flat) != z[..., 0].numel() or flat.ndim < 2:
             raise ValueError(
@@ -141,6 +149,7 @@ class VAE(nn.Module):
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) for z (..., L), shape (...), in nats."""
+        self._check_latent(z)
         return _log_normal(z)
 
     def elbo(
@@ -160,13 +169,13 @@ class VAE(nn.Module):
                 same draws, an estimator with the same expectation.
             generator: source of the draws.
 
-        Source: chapter ``vae``, eq-vae-elbo and eq-vae-sampled-loss.
+        Source: chapter ``vae``, eq-vae-elbo and eq-vae-losses.
         """
         x = self._checked(x)
         mean, log_var = self._posterior(x)
         z, log_q = self._draw(mean, log_var, num_samples, generator)
         reconstruction = self._log_likelihood(x, z).mean(0)
-        kl = gaussian_kl(mean, log_var) if analytic_kl else (log_q - self.log_prior(z)).mean(0)
+        kl = _gaussian_kl(mean, log_var) if analytic_kl else (log_q - self.log_prior(z)).mean(0)
         return ELBO(reconstruction - kl, reconstruction, kl)
 
     def iwae_bound(
@@ -228,20 +237,36 @@ class VAE(nn.Module):
         """Decoder means (n, *event) at ``n`` draws of the prior."""
         check_positive(n, "n")
         reference = next(self.parameters(), torch.empty(()))
-        return self.decode(self._draw_prior(n, reference, generator)).mean
+        return self._mean_image(self._draw_prior(n, reference, generator))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Decoder means (B, *event) at the posterior means of x."""
-        return self.decode(self._posterior(self._checked(x))[0]).mean
+        return self._mean_image(self._posterior(self._checked(x))[0])
 
     def active_units(self, x: Tensor, threshold: float = 0.01) -> Tensor:
         """Which latent units carry information: (L,), True where Var_x[mean_l(x)] > threshold.
 
         Source: chapter ``vae``; Burda, Grosse and Salakhutdinov (2016).
         """
+        if not threshold >= 0:
+            raise ValueError(f"threshold must be at least 0, got {threshold}")
         if len(x) < 2:
             raise ValueError(f"x must hold at least two examples, got {len(x)}")
         return self._posterior(self._checked(x))[0].var(0) > threshold
+
+    def _check_latent(self, z: Tensor) -> None:
+        if not z.is_floating_point():
+            raise TypeError(f"z must be a floating-point tensor, got {z.dtype}")
+        if z.ndim < 1 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z must have shape (..., {self.latent_dim}), got {tuple(z.shape)}")
+        if self.validate_args and not z.isfinite().all():
+            raise ValueError("z must be finite, got NaN or infinite values")
+
+    def _mean_image(self, z: Tensor) -> Tensor:
+        mean = self.decode(z).mean
+        if self.validate_args and mean.isnan().any():
+            raise ValueError("decoder returned values that are NaN")
+        return mean
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.encoder(x)

@@ -274,6 +274,35 @@ def test_half_inputs_and_autocast_give_float32(dtype):
     torch.testing.assert_close(value, exact, rtol=0.02, atol=0.1)
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("bound", ["elbo", "iwae", "prior"])
+def test_bf16_autocast_rounds_the_networks_and_nothing_else(bound, likelihood):
+    """Sums over 784 pixels would lose whole nats in bfloat16: only the products may be rounded."""
+    vae = bernoulli_vae((1, 28, 28), latent=5, likelihood=likelihood)
+    x = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    seen = []
+    vae.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+
+    def value_and_gradient():
+        draws = torch.Generator().manual_seed(1)
+        bounds = {
+            "elbo": lambda: vae.elbo(x, generator=draws).value,
+            "iwae": lambda: vae.iwae_bound(x, 4, generator=draws),
+            "prior": lambda: vae.prior_bound(x, 4, generator=draws),
+        }
+        value = bounds[bound]()
+        gradient = torch.autograd.grad(value.sum(), list(vae.decoder.parameters()))
+        return value, torch.cat([g.flatten() for g in gradient])
+
+    exact, exact_gradient = value_and_gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, gradient = value_and_gradient()
+    assert seen == [torch.float32, torch.bfloat16]
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, exact, rtol=1e-3, atol=0)
+    assert nn.functional.cosine_similarity(gradient, exact_gradient, dim=0) > 0.999
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_results_follow_the_device(device):
     vae = bernoulli_vae().to(device)
@@ -308,6 +337,34 @@ def test_bad_images_are_refused(x, message):
     for call in (vae.elbo, vae.reconstruct, lambda x: vae.iwae_bound(x, 2)):
         with pytest.raises(ValueError, match=message):
             call(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_codes_that_are_not_finite_are_refused(value):
+    vae = bernoulli_vae()
+    z = torch.zeros(2, 3)
+    z[1, 2] = value
+    for call in (vae.decode, vae.log_prior):
+        with pytest.raises(ValueError, match="z must be finite, got NaN or infinite values"):
+            call(z)
+    with pytest.raises(ValueError, match="log_var must be finite, got NaN or infinite values"):
+        gaussian_kl(torch.zeros(2, 3), z)
+    with pytest.raises(ValueError, match="mean must be finite, got NaN or infinite values"):
+        gaussian_kl(z, torch.zeros(2, 3))
+
+
+def test_codes_of_the_wrong_kind_are_refused():
+    vae = bernoulli_vae()
+    with pytest.raises(TypeError, match=r"z must be a floating-point tensor, got torch\.int64"):
+        vae.decode(torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"z must have shape \(\.\.\., 3\), got \(2, 4\)"):
+        vae.log_prior(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match=r"log_var must be a floating-point tensor, got torch\.int"):
+        gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"same shape \(\.\.\., L\), got \(\) and \(\)"):
+        gaussian_kl(torch.zeros(()), torch.zeros(()))
+    with pytest.raises(ValueError, match=r"threshold must be at least 0, got nan"):
+        vae.active_units(torch.rand(4, 6), threshold=math.nan)
 
 
 def test_integer_images_are_refused():
@@ -347,6 +404,14 @@ def test_bad_counts_are_refused():
     ):
         with pytest.raises(ValueError, match="must be at least 1"):
             call()
+    for call in (
+        lambda: vae.iwae_bound(x, 2.0),
+        lambda: vae.prior_bound(x, True),
+        lambda: vae.elbo(x, num_samples="3"),
+        lambda: VAE(vae.encoder, vae.decoder, 3.0),
+    ):
+        with pytest.raises(TypeError, match="must be an integer, got"):
+            call()
 
 
 def test_networks_of_the_wrong_shape_are_refused():
@@ -382,6 +447,9 @@ def test_networks_that_break_are_named():
         vae.decoder[0].bias[2] = math.nan
     for call in (vae.elbo, lambda x: vae.iwae_bound(x, 2), lambda x: vae.prior_bound(x, 2)):
         with pytest.raises(ValueError, match="decoder returned values whose log-likelihood is NaN"):
+            call(x)
+    for call in (vae.reconstruct, lambda x: vae.sample(3)):
+        with pytest.raises(ValueError, match="decoder returned values that are NaN"):
             call(x)
 
 
