@@ -411,7 +411,7 @@ def test_an_autoencoder_may_mix_x_with_itself_in_place(pairing, n):
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_in_place_over_many_chunks(per_sample):
-    x = examples(40, 3, 64, 64, dtype=torch.float32)  # 48 kB an example, 2 MB in all
+    x = examples(90, 3, 64, 64, dtype=torch.float32)  # 48 kB an example, 4 MB in all
     expected, _ = mixup(x, x, pairing="halves", per_sample=per_sample, generator=generator(27))
     inside = x.clone()
     mixup(inside, x, pairing="halves", per_sample=per_sample, out=inside, generator=generator(27))

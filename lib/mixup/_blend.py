@@ -22,7 +22,7 @@ __all__ = [
 Pairing = Literal["random", "halves"]
 
 # Bytes mixed at a time in place on a CPU: enough to hide a call's overhead, few enough for a cache
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 
 
 def is_plain(x: Tensor) -> bool:
