@@ -19,6 +19,7 @@ from lib.nice import NICE, OneDNNLinear
 
 Calls = dict[str, Callable[[], object]]
 ESSAY = {"dim": 784, "couplings": 4, "width": 1000, "depth": 5, "batch": 128}
+TURN = 0.05  # seconds: short turns and many rounds, so that drift of the machine cancels
 SMALL = {"dim": 64, "couplings": 4, "width": 256, "depth": 2, "batch": 256}
 
 
@@ -159,7 +160,7 @@ def compare(title: str, size: dict, target: str, *, fast: bool, rounds: int) -> 
     rows = []
     for task in ("log_prob", "step", "sample"):
         with matmul_precision("medium" if fast else "highest"):
-            times = interleave(calls(size, task, fast=fast), rounds, seconds=0.2)
+            times = interleave(calls(size, task, fast=fast), rounds, seconds=TURN)
         row = [task, median_ms(times["ours"])]
         for peer in ("nflows", "normflows", "zuko", "bare products"):
             row += [ratio(times, peer, "ours") if peer in times else None]
@@ -179,14 +180,14 @@ def onednn_gain(size: dict, rounds: int) -> None:
     }
     for task, make in tasks.items():
         both = {"nn.Linear": make(plain, False), "OneDNNLinear": make(fast, True)}
-        times = interleave(both, rounds, seconds=0.2)
+        times = interleave(both, rounds, seconds=TURN)
         gain = ratio(times, "nn.Linear", "OneDNNLinear")
         rows.append([task, *(median_ms(t) for t in times.values()), gain])
     print_table("OneDNNLinear at the essay's size", ["task", "plain ms", "oneDNN ms", "x"], rows)
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], rounds=11)
     torch.manual_seed(0)
     compare(
         "784 dimensions, 4 couplings of 5x1000, batch 128, as shipped",
