@@ -38,6 +38,7 @@ __all__ = [
     "retrieval",
     "short",
     "tfidf",
+    "tfidf_search",
     "training_set",
     "vectors",
     "vocabulary",
@@ -194,6 +195,37 @@ def tfidf(known: Sequence[Group], groups: Sequence[Group]) -> Tensor:
     dense = torch.as_tensor(rows, dtype=torch.float32)
     blank = dense.eq(0).all(1, keepdim=True)  # not one known word: the same direction for all
     return (dense + blank).unflatten(0, (len(groups), -1))
+
+
+def tfidf_search(
+    groups: Sequence[Group], queries: int, k: Sequence[int] = (1, 10), seed: int = 0
+) -> dict[str, dict[int, float]]:
+    """Top-k accuracy of TF-IDF, from each later version to all sentences of the first.
+
+    Args:
+        groups: all of them can answer.
+        queries: how many groups, drawn at random, ask.
+        k: how many answers are looked at; a tie counts against the query.
+        seed: of the draw.
+
+    Returns:
+        Accuracy by version and k.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError as error:
+        raise ImportError("the TF-IDF baseline needs: pip install scikit-learn") from error
+    first, *others = groups[0]
+    counts = TfidfVectorizer(analyzer=words)
+    answers = counts.fit_transform([group[first] for group in groups]).T.tocsr()
+    rows = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))[:queries]
+    shares = {}
+    for version in others:
+        asked = counts.transform([groups[i][version] for i in rows.tolist()])
+        cosines = torch.as_tensor((asked @ answers).toarray())
+        ahead = (cosines >= cosines.gather(1, rows.unsqueeze(1))).sum(1) - 1
+        shares[version] = {number: (ahead < number).double().mean().item() for number in k}
+    return shares
 
 
 def retrieval(found: Tensor) -> dict[str, dict[int, float]]:

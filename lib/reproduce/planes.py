@@ -24,6 +24,13 @@ class Plane(NamedTuple):
     done: Tensor
 
 
+class Extreme(NamedTuple):
+    """The extreme of each row and where it stands, both (N,)."""
+
+    values: Tensor
+    indices: Tensor
+
+
 def first_digits(num_classes: int = 5, size: int = 1000) -> tuple[Tensor, Tensor]:
     """Pictures (N, 784) in [0, 1] of the digits below ``num_classes``, and the digits (N,)."""
     from lib.data import load
@@ -68,20 +75,23 @@ def plane(pictures: Tensor, digits: Tensor, margin: float | None, seed: int) -> 
 
 def misranked(points: Tensor, classes: Tensor, done: Tensor) -> Tensor:
     """Which finished samples have a finished stranger nearer, by cosine, than some fellow (N,)."""
-    unit = normalize(points, dim=1)
-    cosines, same = unit @ unit.t(), classes.unsqueeze(1) == classes
-    far = cosines.masked_fill(~(same & done), 2).amin(1)
-    near = cosines.masked_fill(same | ~done, -2).amax(1)
-    return (near > far) & done
+    far, near = _extremes(points, classes, done)
+    return (near.values > far.values) & done
 
 
 def trio(points: Tensor, classes: Tensor, done: Tensor) -> tuple[int, int, int]:
-    """A misranked sample, the fellow farthest from it and the stranger nearest to it."""
-    wronged = misranked(points, classes, done).nonzero()
-    if len(wronged) == 0:
+    """The sample most misranked, the fellow farthest from it and the stranger nearest to it."""
+    far, near = _extremes(points, classes, done)
+    wrong = (near.values - far.values).masked_fill(~done, -4)
+    a = int(wrong.argmax())
+    if wrong[a] <= 0:
         raise ValueError("no sample is misranked")
-    a = int(wronged[0])
-    cosines = torch.cosine_similarity(points[a], points, dim=1)
-    fellow, other = done & (classes == classes[a]), done & (classes != classes[a])
-    b = int(cosines.masked_fill(~fellow, 2).argmin())
-    return a, b, int(cosines.masked_fill(~other, -2).argmax())
+    return a, int(far.indices[a]), int(near.indices[a])
+
+
+def _extremes(points: Tensor, classes: Tensor, done: Tensor) -> tuple[Extreme, Extreme]:
+    """For each sample the lowest cosine with a finished fellow, the highest with a stranger."""
+    unit = normalize(points, dim=1)
+    cosines, same = unit @ unit.t(), classes.unsqueeze(1) == classes
+    far = cosines.masked_fill(~(same & done), 2).min(1)
+    return Extreme(*far), Extreme(*cosines.masked_fill(same | ~done, -2).max(1))
