@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib._common import check_positive
+from lib._common import at_least_float32, check_positive
 from lib.vae import VAE
 
 __all__ = ["ClusterELBO", "ClusterVAE", "cluster_accuracy", "purity"]
@@ -28,19 +28,20 @@ class ClusterELBO(NamedTuple):
 
 
 class ClusterVAE(VAE):
-    """A VAE with a discrete latent y beside z, whose posterior p(y|z) names the cluster of x.
+    """A VAE with a discrete latent y beside z, whose posterior q(y|z) names the cluster of x.
 
-    q(x, z, y) = q(x|z) N(z; means_y, I) / K,  p(z, y|x) = p(y|z) N(z; mean(x), diag var(x)).
+    p(x, z, y) = p(x|z) N(z; means_y, I) / K,  q(z, y|x) = q(y|z) N(z; mean(x), diag var(x)).
 
     Args:
         encoder, decoder, latent_dim, likelihood, variance, validate_args: as in ``VAE``.
         num_clusters: K.
-        classifier: p(y|z): ``"network"``, a hidden layer of 256 units as in the essay; ``"bayes"``,
+        classifier: q(y|z): ``"network"``, a hidden layer of 256 units as in the essay; ``"bayes"``,
             the optimum, which has no parameters: the mixture's own posterior, proportional to
             N(z; means_y, I); or a module that maps z (B, L) to logits (B, K).
 
     Raises:
-        ValueError: as ``VAE``, or if ``num_clusters`` is below 1.
+        ValueError: as ``VAE``, if ``num_clusters`` is below 1, or if the classifier returns another
+            shape or values that are not finite.
 
     Source: chapter ``vae_clustering``, eq-vae-clustering-loss; Su (2018), archive 5887.
 
@@ -92,43 +93,50 @@ class ClusterVAE(VAE):
             raise ValueError(f'classifier must be "network", "bayes" or a module: {classifier!r}')
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log q(z) = log 1/K sum_y N(z; means_y, I) for z (..., L), shape (...), in nats."""
-        return self._log_components(z).logsumexp(-1) - math.log(self.num_clusters)
+        """log p(z) = log 1/K sum_y N(z; means_y, I) for z (..., L), shape (...), in nats."""
+        return self._log_components(self._codes(z)).logsumexp(-1) - math.log(self.num_clusters)
 
     def log_classes(self, z: Tensor) -> Tensor:
-        """log p(y|z) for z (..., L), shape (..., K).
+        """log q(y|z) for z (..., L), shape (..., K).
 
         Source: chapter ``vae_clustering``, eq-vae-clustering-bayes.
         """
+        z = self._codes(z)
         if self.classifier is None:
             return self._log_components(z).log_softmax(-1)
         logits = self.classifier(z.reshape(-1, self.latent_dim))
+        expected = (z[..., 0].numel(), self.num_clusters)
+        if tuple(logits.shape) != expected:
+            seen = tuple(logits.shape)
+            raise ValueError(f"classifier must return logits of shape {expected}, got {seen}")
+        if self.validate_args and not logits.isfinite().all():
+            raise ValueError("classifier returned logits that are not finite")
         return logits.to(z.dtype).reshape(*z.shape[:-1], self.num_clusters).log_softmax(-1)
 
     def elbo(  # type: ignore[override]
         self, x: Tensor, *, num_samples: int = 1, generator: torch.Generator | None = None
     ) -> ClusterELBO:
-        """The bound and what it is made of, averaged over ``num_samples`` draws z ~ p(z|x).
+        """The bound and what it is made of, averaged over ``num_samples`` draws z ~ q(z|x).
 
-        reconstruction = log q(x|z); alignment = sum_y p(y|z) log p(z|x) / q(z|y), the pull of z
-        towards a class mean; balance = KL(p(y|z) || uniform), which on average over x is
-        I(x; y) + KL(p(y) || uniform).
+        reconstruction = log p(x|z); alignment = sum_y q(y|z) log q(z|x) / p(z|y), the pull of z
+        towards a class mean; balance = KL(q(y|z) || uniform), which on average over x and z is
+        I(z; y) + KL(q(y) || uniform).
 
         Source: chapter ``vae_clustering``, eq-vae-clustering-loss.
         """
         x = self._checked(x)
         mean, log_var = self._posterior(x)
         z, log_q = self._draw(mean, log_var, num_samples, generator)
-        log_p = self.log_classes(z)  # (S, B, K)
-        p = log_p.exp()
+        log_classes = self.log_classes(z)  # (S, B, K)
+        classes = log_classes.exp()
         reconstruction = self._log_likelihood(x, z).mean(0)
-        alignment = (log_q - (p * self._log_components(z)).sum(-1)).mean(0)
-        balance = ((p * log_p).sum(-1) + math.log(self.num_clusters)).mean(0)
+        alignment = (log_q - (classes * self._log_components(z)).sum(-1)).mean(0)
+        balance = ((classes * log_classes).sum(-1) + math.log(self.num_clusters)).mean(0)
         value = reconstruction - alignment - balance
         return ClusterELBO(value, reconstruction, alignment, balance)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """p(y|z) at the encoder's mean, shape (B, K)."""
+        """q(y|z) at the encoder's mean, shape (B, K)."""
         return self.log_classes(self._posterior(self._checked(x))[0]).exp()
 
     def predict(self, x: Tensor) -> Tensor:
@@ -141,9 +149,12 @@ class ClusterVAE(VAE):
         """Decoder means (n, *event) at draws of one cluster, or of all in equal shares at random.
 
         Raises:
+            TypeError: if ``n`` or ``cluster`` is not an integer.
             ValueError: if ``n`` is below 1 or ``cluster`` is not in [0, K).
         """
         check_positive(n, "n")
+        if cluster is not None and (isinstance(cluster, bool) or not isinstance(cluster, int)):
+            raise TypeError(f"cluster must be an integer, got {cluster!r}")
         if cluster is not None and not 0 <= cluster < self.num_clusters:
             raise ValueError(f"cluster must be in [0, {self.num_clusters}), got {cluster}")
         return self.decode(self._draw_prior(n, self.means, generator, cluster)).mean
@@ -159,8 +170,16 @@ class ClusterVAE(VAE):
             y = torch.full((n,), cluster, device=self.means.device)
         return self.means[y] + self._normal((n,), self.means, generator)
 
+    def _codes(self, z: Tensor) -> Tensor:
+        z = at_least_float32(z, "z")
+        if z.ndim < 1 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z must have shape (..., {self.latent_dim}), got {tuple(z.shape)}")
+        return z
+
     def _log_components(self, z: Tensor) -> Tensor:
         """log N(z; means_y, I), shape (..., K)."""
+        if self.validate_args and not self.means.isfinite().all():
+            raise ValueError("means must be finite, got NaN or infinite values")
         # Differences, not |z|^2 - 2 z.m + |m|^2: no cancellation, and no product under autocast
         distance = (z.unsqueeze(-2) - self.means.to(z.dtype)).square().sum(-1)
         return -0.5 * (distance + self.latent_dim * math.log(2 * math.pi))

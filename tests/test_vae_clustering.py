@@ -226,3 +226,91 @@ def test_bad_options_are_refused():
         cluster_vae().sample(0)
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         cluster_vae().elbo(images(), num_samples=0)
+
+
+def _nan_logits(shape):
+    return nn.Sequential(nn.Linear(*shape), nn.Threshold(math.inf, math.nan)).double()
+
+
+@pytest.mark.parametrize(
+    ("classifier", "message"),
+    [
+        (nn.Linear(3, 7), r"classifier must return .* = \(6, 4\), got \(6, 7\)"),
+        (nn.Linear(3, 1), r"classifier must return .* got \(6, 1\)"),
+        (nn.Unflatten(1, (1, 3)), r"classifier must return .* got \(6, 1, 3\)"),
+        (_nan_logits((3, 4)), "classifier returned logits that are not finite"),
+    ],
+)
+def test_a_classifier_that_misbehaves_is_refused(classifier, message):
+    with pytest.raises(ValueError, match=message):
+        cluster_vae(classifier=classifier).elbo(images())
+
+
+@pytest.mark.parametrize("method", ["log_classes", "log_prior"])
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+def test_codes_of_another_width_are_refused_not_broadcast(method, classifier):
+    ask = getattr(cluster_vae(classifier=classifier), method)
+    for shape in ((6, 1), (6, 2), (6, 4), ()):
+        with pytest.raises(ValueError, match=r"z must have shape \(\.\.\., 3\), got"):
+            ask(torch.zeros(shape, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"z must be a floating-point tensor, got torch\.int64"):
+        ask(torch.zeros(6, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("method", ["elbo", "predict", "predict_proba", "reconstruct"])
+def test_bad_pictures_are_refused(method):
+    x = images()
+    ask = getattr(cluster_vae(), method)
+    with pytest.raises(ValueError, match="x must be finite, got NaN"):
+        ask(x * torch.tensor(math.nan))
+    with pytest.raises(ValueError, match=r"x must have shape \(B, \*event\), got \(5,\)"):
+        ask(x[0])
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch\.int64"):
+        ask(x.long())
+    bernoulli = getattr(cluster_vae(likelihood="bernoulli"), method)
+    with pytest.raises(ValueError, match=r"x must lie in \[0, 1\] under a Bernoulli"):
+        bernoulli(1.01 * x.clamp(0, 1))
+
+
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+def test_means_that_diverged_are_named(classifier):
+    model = cluster_vae(classifier=classifier)
+    model.means.data[2, 1] = math.nan
+    with pytest.raises(ValueError, match="means must be finite"):
+        model.elbo(images())
+
+
+@pytest.mark.parametrize("cluster", [1.0, True, torch.tensor(1), "1"])
+def test_a_cluster_that_is_no_integer_is_refused(cluster):
+    with pytest.raises(TypeError, match="cluster must be an integer, got"):
+        cluster_vae().sample(2, cluster=cluster)
+    with pytest.raises(ValueError, match=r"cluster must be in \[0, 4\), got -1"):
+        cluster_vae().sample(2, cluster=-1)
+
+
+def test_models_trained_side_by_side_are_those_trained_alone():
+    from lib.reproduce.clustering import train_together
+
+    x = torch.randn(23, 4, generator=torch.Generator().manual_seed(5))
+
+    def loss(model, batch):
+        return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+
+    def models():
+        torch.manual_seed(1)
+        return [nn.Linear(4, 1) for _ in range(3)]
+
+    together, alone = models(), models()
+    train_together(together, loss, x, steps=8, batch_size=10, learning_rate=0.1, seed=2)
+    torch.manual_seed(2)
+    orders = torch.stack([torch.randperm(23) for _ in range(3)], 1)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=0.1) for model in alone]
+    for _ in range(4):  # passes: ceil(8 * 10 / 23)
+        for rows in orders[torch.randperm(23)].split(10):
+            for model, optimizer, row in zip(alone, optimizers, rows.T, strict=True):
+                optimizer.zero_grad()
+                loss(model, x[row]).backward()
+                optimizer.step()
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+    assert not together[0].weight.equal(together[1].weight)
