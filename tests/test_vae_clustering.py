@@ -235,7 +235,7 @@ def _nan_logits(shape):
 @pytest.mark.parametrize(
     ("classifier", "message"),
     [
-        (nn.Linear(3, 7), r"classifier must return .* = \(6, 4\), got \(6, 7\)"),
+        (nn.Linear(3, 7), r"classifier must return .* \(6, 4\), got \(6, 7\)"),
         (nn.Linear(3, 1), r"classifier must return .* got \(6, 1\)"),
         (nn.Unflatten(1, (1, 3)), r"classifier must return .* got \(6, 1, 3\)"),
         (_nan_logits((3, 4)), "classifier returned logits that are not finite"),
