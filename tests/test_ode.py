@@ -680,7 +680,7 @@ TABLE = torch.tensor([[100.0, 150], [165, 283], [197, 290], [280, 276], [305, 26
 
 
 def competition(growth=(0.1, 0.3), a=(1e-4, 2e-4), n=(0.002, 0.003)):
-    return ode.LotkaVolterraCompetition(*(torch.tensor(p, **DOUBLE) for p in (growth, a, n)))
+    return ode.LotkaVolterraCompetition(*(torch.as_tensor(p, **DOUBLE) for p in (growth, a, n)))
 
 
 def test_the_essays_table_is_eulers_solution_rounded():
@@ -909,6 +909,8 @@ def test_bad_states_and_times():
         odeint(field, torch.ones(2), t[None])
     with pytest.raises(ValueError, match="t must have shape"):
         odeint(field, torch.ones(2), t[:0])
+    with pytest.raises(TypeError, match="t must be a tensor"):
+        odeint(field, torch.ones(2), [[0.0, 1.0]])
     with pytest.raises(ValueError, match="steps"):
         ODERNN(field, dt=0.1)(torch.ones(2), 0)
     with pytest.raises(ValueError, match="dt"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[
             times = torch.stack([torch.as_tensor(item, dtype=torch.float64) for item in items])
             values = readable(times)
         else:
+            if not all(isinstance(item, SupportsFloat) for item in items):
+                raise TypeError(f"t must be a tensor (T,) or numbers, got {items[:3]}")
             values = [float(item) for item in items]
             times = torch.tensor(values, dtype=torch.float64)
     if times.dim() != 1 or len(times) == 0:

@@ -31,7 +31,9 @@ def draw_orders(sizes: Sequence[float], errors: Mapping[str, Sequence[float]]) -
     ):
         axes.loglog(sizes, values, color=colour, ls=dash, marker=mark)
         axes.text(sizes[0] * 1.12, values[0], name, color=colour, va="center")
-    axes.set(xlabel="step size", ylabel="error at the end", xlim=(sizes[-1] / 1.3, sizes[0] * 3))
+    axes.set(xlabel="step size", ylabel="error at the end", xlim=(sizes[-1] / 1.3, sizes[0] * 2.4))
+    axes.set_xticks(list(sizes), [f"{size:.2f}" for size in sizes])
+    axes.minorticks_off()
     return figure
 
 
@@ -44,7 +46,7 @@ def draw_regions() -> Figure:
     figure, axes = plt.subplots(figsize=(5.4, 3.5))
     axes.axvspan(-4, 0, color=PINK, alpha=0.14, lw=0)
     axes.axvline(0, color=PINK, ls=DASHES[3])
-    axes.text(-3.9, -2.85, "implicit midpoint: this whole half plane", color=PINK)
+    axes.text(-3.9, -2.75, "implicit midpoint:\nthe whole half plane", color=PINK)
     places = ((-1.45, 0.0), (-1.3, 1.35), (-2.4, 2.35))
     for name, colour, dash, place in zip(
         ("euler", "heun", "rk4"), COLOURS, DASHES, places, strict=False
@@ -77,8 +79,8 @@ def draw_fit(
     left.text(22, 215, "species 1", color=INK)
     left.set(xlabel="time", ylabel="population")
     first, second = curves
-    right.text(60, 2e4, first, color=ORANGE)
-    right.text(1.2, 2, second, color=BLUE)
+    right.text(120, 1e5, first, color=ORANGE)
+    right.text(1.2, 2, second.replace("-", "-\n"), color=BLUE)
     right.set(xlabel="steps", ylabel="sum of squared errors")
     return figure
 
@@ -117,6 +119,8 @@ def draw_memory(spectra: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> F
         left.plot(points.real, points.imag, mark, color=colour, ms=3.5, alpha=0.8, ls="none")
         right.semilogy(norms[name], color=colour, ls=dash)
         right.text(len(norms[name]) * 1.02, norms[name][-1], name, color=colour, va="center")
+    left.text(0.79, -0.31, "plain: most lie\nfurther left", color=BLUE)
     left.set(xlim=(0.78, 1.13), ylim=(-0.34, 0.34), xlabel="real part", ylabel="imaginary part")
     right.set(xlabel="steps back", ylabel="norm of the gradient", xlim=(0, 1.5 * len(norms[name])))
+    right.set_xticks([0, 200, 400])
     return figure
