@@ -35,11 +35,11 @@ def draw_features(panels: Mapping[str, Plane], classes: Tensor, trio: Sequence[i
             x, y = points[classes == k].t()
             axes.scatter(x, y, s=5, color=colour, marker=MARKS[k], alpha=0.35, linewidths=0)
             axes.plot([0, size * centre[0]], [0, size * centre[1]], color=colour, lw=1, ls="-")
-            axes.text(*(1.12 * size * centre), str(k), color=colour, ha="center", va="center")
+            axes.text(*(1.2 * size * centre), str(k), color=colour, ha="center", va="center")
         for letter, point in zip("abc", points[list(trio)], strict=True):
             axes.scatter(*point, s=42, facecolor="none", edgecolor=INK, linewidths=1.4, zorder=3)
             axes.annotate(letter, point, (6, 4), textcoords="offset points", weight="bold")
-        axes.set(xlim=(-1.25 * size, 1.25 * size), ylim=(-1.25 * size, 1.25 * size))
+        axes.set(xlim=(-1.3 * size, 1.3 * size), ylim=(-1.3 * size, 1.3 * size))
         axes.set(aspect="equal", xticks=[], yticks=[], xlabel=name)
         axes.spines[["left", "bottom"]].set_visible(False)
     return figure
