@@ -26,18 +26,43 @@ def jacobian(func: Field, t: Tensor, y: Tensor, *, blocks: bool) -> tuple[Tensor
     Returns:
         The slope, of the shape of ``y``, and the Jacobian (M, D, D): M samples of size D.
     """
-    slope, pull = torch.func.vjp(lambda state: func(t, state), y)  # type: ignore[misc]
     size = y.shape[-1] if blocks else y.numel()
     columns = torch.eye(size, dtype=y.dtype, device=y.device)
     if blocks:
         columns = columns.reshape(size, *[1] * (y.dim() - 1), size).expand(size, *y.shape)
     else:
         columns = columns.reshape(size, *y.shape)
-    if size <= 8:  # a few products cost less than the first vmap, which loads half of torch
-        rows = torch.stack([pull(column)[0] for column in columns])  # (D, *y.shape)
-    else:
+    if is_transformed(y):
+        slope, pull = torch.func.vjp(lambda state: func(t, state), y)  # type: ignore[misc]
         (rows,) = torch.func.vmap(pull)(columns)
+    else:
+        with torch.enable_grad():
+            state = y.detach().requires_grad_()
+            slope = func(t, state)
+            rows = _products(slope, state, columns)
     return slope, rows.reshape(size, -1, size).transpose(0, 1)
+
+
+def _products(slope: Tensor, state: Tensor, columns: Tensor) -> Tensor:
+    """Every column times the derivative of ``slope`` by ``state``, (D, *state.shape).
+
+    For a few, the gradient of a sum is asked for, because the first gradient of anything but a
+    scalar costs seconds, as does the first vmap: torch then loads what it compiles with.
+    """
+    if not slope.requires_grad:
+        return torch.zeros_like(columns)
+    if len(columns) > 8:
+        batch = torch.autograd.grad(
+            slope, state, columns, is_grads_batched=True, allow_unused=True
+        )[0]
+        return torch.zeros_like(columns) if batch is None else batch
+    rows = []
+    for column in columns:
+        row = torch.autograd.grad(
+            (slope * column).sum(), state, retain_graph=True, allow_unused=True
+        )[0]
+        rows.append(torch.zeros_like(state) if row is None else row)
+    return torch.stack(rows)
 
 
 class Theta:

@@ -46,7 +46,7 @@ def draw_regions() -> Figure:
     figure, axes = plt.subplots(figsize=(5.4, 3.5))
     axes.axvspan(-4, 0, color=PINK, alpha=0.14, lw=0)
     axes.axvline(0, color=PINK, ls=DASHES[3])
-    axes.text(-3.9, -2.75, "implicit midpoint:\nthe whole half plane", color=PINK)
+    axes.text(-3.92, -2.9, "implicit midpoint:\nthe whole half plane", color=PINK, fontsize=9)
     places = ((-1.45, 0.0), (-1.3, 1.35), (-2.4, 2.35))
     for name, colour, dash, place in zip(
         ("euler", "heun", "rk4"), COLOURS, DASHES, places, strict=False
