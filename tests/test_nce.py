@@ -790,3 +790,61 @@ def test_forward_scores_every_word() -> None:
     assert pairs(ids).shape == (2, 3, 6)
     with pytest.raises(ValueError, match="mask must be None for skip-gram"):
         pairs(ids, mask)
+
+
+@pytest.mark.parametrize("architecture", ["cbow", "skipgram"])
+def test_training_settles_at_the_shifted_log_ratio(architecture: str) -> None:
+    """With a neighbour to each side of two-word sentences both architectures see the same pairs."""
+    size, k = 5, 3
+    joint = torch.rand(size, size, generator=generator(3), dtype=torch.float64) ** 2 + 0.02
+    joint = joint + joint.T
+    pairs = torch.multinomial(joint.flatten(), 40_000, True, generator=generator(4))
+    sentences = torch.stack((pairs // size, pairs % size), 1)
+    counts = (size * sentences[:, 0] + sentences[:, 1]).bincount(minlength=size**2)
+    seen = (counts.view(size, size) + counts.view(size, size).T).double()
+    law = seen / seen.sum(1, keepdim=True)
+    noise = UnigramNoise(sentences.flatten().bincount(), 0.75).probs
+    model = Word2Vec(size, 12, architecture, generator=generator())
+    model.fit(list(sentences), epochs=20, window=1, negatives=k, generator=generator(5))
+    ids = torch.arange(size)
+    scores = model(ids.unsqueeze(1) if architecture == "cbow" else ids).detach().double()
+    expected = (law / noise).log() - math.log(k)
+    assert (scores - expected).abs().max() < 0.15
+    assert ((k * noise * scores.exp()).sum(1) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("architecture", ["cbow", "skipgram"])
+def test_words_that_never_occur_are_left_alone(architecture: str) -> None:
+    """They have no neighbours, and the noise never draws them."""
+    model = Word2Vec(40, 16, architecture, generator=generator())
+    before = model.vectors.clone()
+    model.fit(topics(), epochs=3, generator=generator())
+    assert model.vectors[30:].equal(before[30:])
+    assert not model.output_vectors[30:].any()
+    assert not model.vectors[:30].eq(before[:30]).all(1).any()
+
+
+def test_a_zero_vector_among_the_words_is_similar_to_none() -> None:
+    model = Word2Vec(4, 2, generator=generator())
+    model.input_vectors.data = torch.tensor([[1.0, 0], [0, 0], [1, 1], [-1, 0]])
+    ids, similarities = model.most_similar(0, 3)
+    assert ids.tolist() == [2, 1, 3]
+    assert similarities.tolist() == pytest.approx([0.5**0.5, 0, -1], abs=1e-6)
+    with pytest.raises(ValueError, match="a zero vector has no direction"):
+        model.most_similar(1, 1)
+
+
+def test_more_passes_do_not_spoil_the_neighbours() -> None:
+    g = generator(7)
+    topic = torch.arange(300) % 12
+    subject = torch.randint(12, (1500, 1), generator=g)
+    own = subject + 12 * torch.randint(25, (1500, 12), generator=g)
+    other = torch.randint(300, (1500, 12), generator=g)
+    sentences = own.where(torch.rand(1500, 12, generator=g) < 0.5, other)
+    model = Word2Vec(300, 32, "skipgram", generator=g)
+    quality = []
+    for epochs in (4, 12):
+        model.fit(list(sentences), epochs=epochs, generator=g)
+        near = torch.stack([model.most_similar(word, 10)[0] for word in range(300)])
+        quality.append((topic[near] == topic.unsqueeze(1)).double().mean().item())
+    assert 0.9 < quality[0] < quality[1] + 0.01
