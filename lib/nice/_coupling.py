@@ -155,7 +155,7 @@ class AdditiveCoupling(Coupling):
         ValueError: if ``dim`` is odd, or a tensor's last axis is not ``dim`` or it is not finite.
         TypeError: if a tensor is not floating-point.
 
-    Source: chapter `nice`, eq-nice-additive; Dinh, Krueger and Bengio (2015).
+    Source: chapter `nice`, eq-nice-coupling; Dinh, Krueger and Bengio (2015).
 
     >>> coupling = AdditiveCoupling(4, hidden=8, num_hidden=1)
     >>> x = torch.tensor([[0.5, -1.0, 2.0, 0.25]])
