@@ -14,7 +14,7 @@ from pathlib import Path
 from lib.reproduce import RESULTS, environment, save_result
 
 # stem: epochs of a full-size run
-STEMS = {"crf": 4}
+STEMS = {"crf": 4, "margin": 20}
 
 
 def main() -> None:
