@@ -118,7 +118,7 @@ def memory() -> None:
     rows = []
     for solver in ("odeint", "odeint_adjoint"):
         row = [solver]
-        for count in (100, 1000):
+        for count in (500, 2000):
             done = subprocess.run(
                 [sys.executable, __file__, "--peak", solver, str(count)],
                 capture_output=True, text=True, check=True,
@@ -126,7 +126,7 @@ def memory() -> None:
             row.append(done.stdout.strip())
         rows.append(row)
     print_table("Peak memory of a gradient, net of 64 units, B=2000, MB",
-                ["solver", "100 steps", "1000 steps"], rows)  # fmt: skip
+                ["solver", "500 steps", "2000 steps"], rows)  # fmt: skip
 
 
 def peak(solver: str, count: int) -> None:
