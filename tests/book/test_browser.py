@@ -117,8 +117,13 @@ def test_page_is_whole_on_a_dark_phone(page, name):
 
 
 @pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("chapters/")])
-def test_pictures_have_alt_text(page, name):
+def test_pictures_stand_once_and_have_alt_text(page, name):
     _open(page, name)
+    counts = page.evaluate(
+        """[...document.querySelectorAll('.cell_output')]
+           .map(e => e.querySelectorAll('img').length)"""
+    )
+    assert max(counts, default=0) <= 1
     alts = page.evaluate(
         """[...document.querySelectorAll('.cell_output img, article figure img')].map(e => e.alt)"""
     )
