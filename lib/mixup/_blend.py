@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -48,25 +49,27 @@ def draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor
     return torch.sigmoid(log_gamma[0] - log_gamma[1] + (log_u[0] - log_u[1]) / alpha)
 
 
-def draw_partner(x: Tensor, pairing: Pairing, generator: torch.Generator | None) -> Tensor | int:
-    """The partners as an index (B,), or as a shift for pairing by halves."""
+def draw_partner(x: Tensor, pairing: Pairing, generator: torch.Generator | None) -> Tensor | None:
+    """The partners as an index (B,), or None where the two halves of the batch change places."""
     if pairing == "halves":
-        return len(x) // 2
+        if len(x) % 2 == 0:
+            return None
+        return torch.arange(len(x), device=x.device).roll(-(len(x) // 2))
     if pairing == "random":
         device = "cpu" if generator is None else generator.device
         return torch.randperm(len(x), generator=generator, device=device).to(x.device)
     raise ValueError(f'pairing must be "random" or "halves", got {pairing!r}')
 
 
-def partners(x: Tensor, partner: Tensor | int) -> Tensor:
-    return x.roll(-partner, 0) if isinstance(partner, int) else x[partner]
+def partners(x: Tensor, partner: Tensor | None) -> Tensor:
+    return x.roll(len(x) // 2, 0) if partner is None else x[partner]
 
 
 def mix_labels(
     y: Tensor,
     num_classes: int | None,
     weight: Tensor,
-    partner: Tensor | int,
+    partner: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """Mixed labels: floating point as they are, classes and multi-hot in at least float32."""
@@ -75,19 +78,16 @@ def mix_labels(
     dtype = dtype if dtype == torch.float64 else torch.float32
     if y.ndim > 1:
         return mix(y.to(dtype), weight, partner)
-    own = y.long()[:, None]
-    other = partners(own, partner)
+    own = y.long()
+    share = weight.to(y.device, dtype).expand(len(y))
     soft = torch.zeros(len(y), num_classes or 0, dtype=dtype, device=y.device)
-    if is_plain(y) and len(weight) == 1 and weight.device.type == "cpu":
-        kept = weight.item()  # no device to wait for
-        return soft.scatter_(1, own, kept).scatter_(1, other, 1 - kept, reduce="add")
-    share = weight.to(y.device, dtype).expand(len(y))[:, None]
-    if is_plain(y):  # two copies of the table less
-        return soft.scatter_(1, own, share).scatter_add_(1, other, 1 - share)
-    return soft.scatter(1, own, share).scatter_add(1, other, 1 - share)
+    add = Tensor.scatter_add_ if is_plain(y) else Tensor.scatter_add
+    for label, part in ((own, share), (partners(own, partner), 1 - share)):
+        soft = add(soft, 1, label.unsqueeze(1), part.unsqueeze(1))
+    return soft
 
 
-def mix(x: Tensor, weight: Tensor, partner: Tensor | int, out: Tensor | None = None) -> Tensor:
+def mix(x: Tensor, weight: Tensor, partner: Tensor | None, out: Tensor | None = None) -> Tensor:
     """weight x + (1 - weight) x[partner]."""
     share = weight.to(x.device, x.dtype)
     if len(share) > 1:
@@ -96,32 +96,38 @@ def mix(x: Tensor, weight: Tensor, partner: Tensor | int, out: Tensor | None = N
         return torch.lerp(partners(x, partner), x, share)
     if out is not None and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
         same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
-        if same and isinstance(partner, int) and len(x) % 2 == 0:
-            _mix_halves_in_place(x, share, partner)
+        if same and partner is None:
+            _mix_halves_in_place(x, share)
             return out
         return out.copy_(mix(x, weight, partner))
     mixed = torch.empty_like(x) if out is None else out
-    if isinstance(partner, Tensor):
-        return torch.index_select(x, 0, partner, out=mixed).lerp_(x, share)
-    head = len(x) - partner
-    torch.lerp(x[partner:], x[:head], _rows(share, 0, head), out=mixed[:head])
-    torch.lerp(x[:partner], x[head:], _rows(share, head, len(x)), out=mixed[head:])
-    return mixed
+    if partner is None:
+        return _mix_halves(x, share, mixed)
+    return torch.index_select(x, 0, partner, out=mixed).lerp_(x, share)
 
 
-def _mix_halves_in_place(x: Tensor, weight: Tensor, shift: int) -> None:
+def _mix_halves(x: Tensor, share: Tensor, out: Tensor) -> Tensor:
+    (a, b), (mixed_a, mixed_b) = _halves(x), _halves(out)
+    share_a, share_b = _halves(share)
+    torch.lerp(b, a, share_a, out=mixed_a)
+    torch.lerp(a, b, share_b, out=mixed_b)
+    return out
+
+
+def _mix_halves_in_place(x: Tensor, share: Tensor) -> None:
     size = x[0].numel() * x.element_size()
-    step = max(1, _CHUNK // max(1, size)) if x.device.type == "cpu" else shift
-    for start in range(0, shift, step):
-        stop = min(start + step, shift)
-        a, b = x[start:stop], x[start + shift : stop + shift]
-        mixed = torch.lerp(b, a, _rows(weight, start, stop))
-        b.lerp_(a, 1 - _rows(weight, start + shift, stop + shift))
+    step = max(1, _CHUNK // max(1, size)) if x.device.type == "cpu" else len(x)
+    rows = share.reshape(-1, *[1] * (x.ndim - 1)).expand(len(x), *[-1] * (x.ndim - 1))
+    chunks = (half.split(step) for pair in (x, rows) for half in _halves(pair))
+    for a, b, share_a, share_b in zip(*chunks, strict=True):
+        mixed = torch.lerp(b, a, share_a)
+        b.lerp_(a, 1 - share_b)
         a.copy_(mixed)
 
 
-def _rows(weight: Tensor, start: int, stop: int) -> Tensor:
-    return weight[start:stop] if len(weight) > 1 else weight
+def _halves(rows: Tensor) -> Sequence[Tensor]:
+    """Both halves of the rows; where there is one row for all, it counts for both."""
+    return rows.split(len(rows) // 2) if len(rows) > 1 else (rows, rows)
 
 
 def draw_box(size: int, kept: float, generator: torch.Generator | None) -> slice:

@@ -181,7 +181,7 @@ def _check_labels(y: Tensor, num_classes: int | None) -> None:
         )
     if y.is_floating_point() or y.numel() == 0 or not is_plain(y):
         return
-    low, high = torch.stack(y.aminmax()).tolist()
+    low, high = (bound.item() for bound in y.aminmax())
     if classes and num_classes is not None and not 0 <= low <= high < num_classes:
         raise ValueError(f"y must hold classes in [0, {num_classes}), got {low} to {high}")
     if not classes and not 0 <= low <= high <= 1:
