@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib._common import check_positive
+
 __all__ = ["batches", "choose_device", "fit", "mean_std", "progress", "seed_everything"]
 
 
@@ -24,10 +26,15 @@ def choose_device() -> torch.device:
 def seed_everything(seed: int) -> torch.Generator:
     """Seed Python, NumPy and torch, and return a CPU generator with the same seed.
 
+    Raises:
+        ValueError: if ``seed`` is negative or has more than 32 bits, which NumPy cannot take.
+
     >>> generator = seed_everything(7)
     >>> torch.rand(1, generator=generator).equal(torch.rand(1))
     True
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that still draw from the global state
     torch.manual_seed(seed)
@@ -59,13 +66,19 @@ def batches(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield aligned slices of ``tensors`` (N, ...) on ``device``, the last one possibly smaller.
 
+    Raises:
+        ValueError: if ``batch_size`` or N is below 1, or the tensors have not the same N.
+
     >>> [len(x) for (x,) in batches(torch.arange(5), batch_size=2, shuffle=False)]
     [2, 2, 1]
     """
+    check_positive(batch_size, "batch_size")
     sizes = {len(tensor) for tensor in tensors}
     if len(sizes) != 1:
         raise ValueError(f"tensors must have the same first dimension, got {sorted(sizes)}")
     n = sizes.pop()
+    if n == 0:
+        raise ValueError("tensors must hold at least one example, got none")
     order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
     for rows in order.split(batch_size):
         yield tuple(tensor[rows].to(device) for tensor in tensors)
@@ -97,7 +110,8 @@ def fit(
         after_epoch: called with the number of the epoch just finished, from 0.
 
     Raises:
-        FloatingPointError: if the loss is not finite, naming epoch and step.
+        FloatingPointError: before the step with a loss that is not finite, naming epoch and step.
+        ValueError: if ``epochs`` is below 1, the loss is not a scalar, or as in ``batches``.
 
     >>> weight = torch.zeros(1, requires_grad=True)
     >>> x = torch.linspace(-1, 1, 64)
@@ -106,6 +120,7 @@ def fit(
     >>> round(weight.item(), 3)
     2.0
     """
+    check_positive(epochs, "epochs")
     history = []
     for epoch in progress(range(epochs), description):
         total = torch.zeros((), dtype=torch.float64)
@@ -114,6 +129,8 @@ def fit(
         ):
             optimizer.zero_grad(set_to_none=True)
             value = loss(*batch)
+            if value.numel() != 1:
+                raise ValueError(f"loss must return a scalar, got shape {tuple(value.shape)}")
             if not torch.isfinite(value):
                 raise FloatingPointError(f"loss is {value.item()} at epoch {epoch}, step {step}")
             value.backward()

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import DataLoader, Dataset
@@ -126,7 +127,7 @@ def test_a_shuffled_batch_makes_halves_as_random_as_a_permutation():
 # --- the law of lambda ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [0.02, 0.2, 1.0, 1.7, 30.0])
+@pytest.mark.parametrize("alpha", [0.02, 0.2, 1.0, 1.7, 30.0, 1e4, 1e9])
 def test_lambda_follows_the_beta_law(alpha):
     stats = pytest.importorskip("scipy.stats")
     n, law = 2000, stats.beta(alpha, alpha)
@@ -400,6 +401,15 @@ def test_out_may_overlap_x(pairing):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
+def test_out_may_be_the_memory_of_x_read_with_the_other_sign(pairing):
+    numbers = torch.complex(examples(6, 4), examples(6, 4, seed=1))
+    x, mirrored = numbers.imag, numbers.conj().imag
+    expected, _ = mixup(x.clone(), x.clone(), pairing=pairing, generator=generator(25))
+    result, _ = mixup(x, x.clone(), pairing=pairing, out=mirrored, generator=generator(25))
+    torch.testing.assert_close(result.resolve_neg(), expected)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("n", [6, 7])
 def test_an_autoencoder_may_mix_x_with_itself_in_place(pairing, n):
     x = examples(n, 5)
@@ -433,6 +443,23 @@ def test_gradients_reach_hidden_layers_and_soft_labels(pairing, per_sample):
     assert torch.autograd.gradcheck(
         lambda x: sample_pairing(x, x, pairing=pairing, generator=generator(30))[0], (x,)
     )
+
+
+@pytest.mark.parametrize("function", [mixup, sample_pairing, cutmix])
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_tangents_follow_the_mixture(function, pairing, per_sample):
+    """Forward mode without torch.func: all three are linear, so a tangent mixes as x does."""
+    options = {"pairing": pairing} | ({"per_sample": per_sample} if function is mixup else {})
+    x, soft, tangent = examples(5, 2, 6, 6), examples(5, 3).softmax(1), examples(5, 2, 6, 6, seed=1)
+    expected = [function(t, soft, generator=generator(33), **options)[0] for t in (x, tangent)]
+    of_labels = function(x, soft.cos(), generator=generator(33), **options)[1]
+    with forward_ad.dual_level():
+        duals = forward_ad.make_dual(x, tangent), forward_ad.make_dual(soft, soft.cos())
+        mixed, labels = function(*duals, generator=generator(33), **options)
+        for seen, wanted in zip(forward_ad.unpack_dual(mixed), expected, strict=True):
+            torch.testing.assert_close(seen, wanted)
+        torch.testing.assert_close(forward_ad.unpack_dual(labels).tangent, of_labels)
 
 
 def test_without_recording_a_parameter_may_be_mixed_into_a_buffer():
@@ -473,18 +500,24 @@ def test_function_transforms(pairing, alpha, per_sample):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_compiles_without_a_break(pairing):
-    x, y = examples(6, 4), classes(6, 3)
+@pytest.mark.parametrize("alpha", [0.4, 1.0])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_compiles_without_a_break(pairing, alpha, per_sample):
+    options = {"alpha": alpha, "num_classes": 3, "pairing": pairing, "per_sample": per_sample}
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return mixup(x, y, alpha=0.4, num_classes=3, pairing=pairing)
+        return mixup(x, y, **options)
 
+    torch.compiler.reset()
     compiled = torch.compile(run, fullgraph=True, backend="eager")
-    torch.manual_seed(32)
-    expected = run(x, y)
-    torch.manual_seed(32)
-    for ours, theirs in zip(compiled(x, y), expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for n in (6, 5, 1):  # the last batches of an epoch are smaller
+        x, y = examples(n, 4), classes(n, 3)
+        torch.manual_seed(32)
+        expected = run(x, y)
+        torch.manual_seed(32)
+        for ours, theirs in zip(compiled(x, y), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    x, y = examples(6, 4), classes(6, 3)
     assert not torch.equal(compiled(x, y)[0], compiled(x, y)[0])
 
 
@@ -536,6 +569,34 @@ def test_cutmix_box_follows_lambda_and_a_uniform_centre():
     assert abs(kept.mean() - expected) < 4 * kept.std() / rounds**0.5
     assert kept.min() == 1 - 6 * 10 / 96  # the largest even sides below 8 and 12
     assert kept.max() == 1
+
+
+@pytest.mark.parametrize("sides", [(1, 9), (9, 2), (1, 1)])
+def test_cutmix_leaves_an_image_without_room_for_a_box_and_its_label(sides):
+    x = torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, *sides)
+    for seed in range(20):
+        mixed, soft = cutmix(x, torch.arange(2), num_classes=2, generator=generator(43 + seed))
+        assert torch.equal(mixed, x)
+        assert torch.equal(soft, torch.eye(2))
+
+
+def test_cutmix_asks_nothing_of_double_precision_on_the_device_of_x():
+    """Some devices have none: x without numbers stands for them."""
+    x = torch.zeros(4, 3, 8, 8, device="meta")
+    soft = torch.zeros(4, 5, device="meta")
+    seen: list[torch.dtype] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.device.type == "meta":
+                seen.append(made.dtype)
+            return made
+
+    with Watch():
+        mixed, labels = cutmix(x, soft, pairing="halves", generator=generator(44))
+    assert (mixed.shape, labels.shape) == (x.shape, soft.shape)
+    assert set(seen) == {torch.float32}
 
 
 def test_cutmix_takes_more_axes_and_reaches_the_corners():
@@ -623,6 +684,12 @@ def test_collate_needs_pairs():
         MixupCollate(3)([torch.zeros(2), torch.ones(2)])
     with pytest.raises(ValueError, match=r"got dict"):
         MixupCollate(3)([{"x": torch.zeros(2)}])
+    with pytest.raises(ValueError, match=r"got list of 3"):
+        MixupCollate(3)([(torch.zeros(2), 1, 7)])
+    with pytest.raises(TypeError, match="x and y must be tensors, got list and Tensor"):
+        MixupCollate(3)([((torch.zeros(2), torch.zeros(2)), 1)])
+    with pytest.raises(TypeError, match="x and y must be tensors, got Tensor and dict"):
+        MixupCollate(3)([(torch.zeros(2), {"label": 1})])
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -653,6 +720,10 @@ X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])
         (X, Y, {"alpha": float("nan")}, ValueError, "alpha.*got nan"),
         (X, Y, {"alpha": float("inf")}, ValueError, "alpha.*got inf"),
         (X, Y, {"pairing": "thirds"}, ValueError, 'pairing must be "random" or "halves".*thirds'),
+        (X.numpy(), Y, {}, TypeError, "x and y must be tensors, got ndarray and Tensor"),
+        (X, [0, 1, 2, 0], {}, TypeError, "x and y must be tensors, got Tensor and list"),
+        (X, Y.numpy(), {}, TypeError, "x and y must be tensors, got Tensor and ndarray"),
+        (X, Y, {"out": True}, TypeError, "out must be a tensor, got bool"),
         (X, Y, {"out": X[:3]}, ValueError, r"out must be like x.*\(4, 2\).*got.*\(3, 2\)"),
         (X, Y, {"out": X.double()}, ValueError, "out must be like x, torch.float32.*float64"),
         (X + 0, Y, {"out": torch.zeros(4, 2).requires_grad_()}, ValueError, "out must be None"),
@@ -667,6 +738,9 @@ def test_bad_input_is_named(x, y, options, error, message):
 def test_bad_input_of_the_others_is_named():
     with pytest.raises(ValueError, match=r"x must be images.*got shape \(4, 2\)"):
         cutmix(X, Y, num_classes=3)
+    for empty in (torch.zeros(4, 3, 0, 5), torch.zeros(4, 3, 5, 0)):
+        with pytest.raises(ValueError, match=r"x must be images.*got shape \(4, 3, [05], [05]\)"):
+            cutmix(empty, Y, num_classes=3)
     with pytest.raises(ValueError, match="num_classes must be given"):
         cutmix(X[:, :, None], Y)
     with pytest.raises(ValueError, match=r"classes in \[0, 2\), got 0 to 2"):

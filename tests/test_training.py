@@ -73,6 +73,19 @@ def test_mean_per_epoch_weighs_a_short_last_batch_by_its_size():
     assert history == pytest.approx([3.0])
 
 
+def test_a_step_with_a_loss_that_is_not_finite_is_not_taken():
+    weight, factors = torch.ones(1, requires_grad=True), iter([0.25, math.inf])
+    with pytest.raises(FloatingPointError, match="loss is inf at epoch 0, step 1"):
+        fit(
+            lambda a: next(factors) * weight.sum(),
+            torch.optim.SGD([weight], lr=1.0),
+            [torch.ones(2)],
+            epochs=1,
+            batch_size=1,
+        )
+    assert weight.item() == 0.75
+
+
 def test_fit_stops_where_the_loss_is_not_finite():
     weight = torch.ones(1, requires_grad=True)
     with pytest.raises(FloatingPointError, match="loss is nan at epoch 0, step 0"):
@@ -83,6 +96,36 @@ def test_fit_stops_where_the_loss_is_not_finite():
             epochs=1,
             batch_size=2,
         )
+
+
+SGD = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an integer, got 1.5"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -2}, ValueError, "batch_size must be at least 1, got -2"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an integer, got 2.0"),
+        ({"data": []}, ValueError, r"same first dimension, got \[\]"),
+        ({"data": [torch.ones(0, 3)]}, ValueError, "at least one example, got none"),
+        ({"loss": lambda a: a}, ValueError, r"loss must return a scalar, got shape \(2,\)"),
+    ],
+)
+def test_fit_names_what_it_cannot_do(change, error, message):
+    options = {"loss": torch.Tensor.mean, "data": [torch.ones(4)], "epochs": 1, "batch_size": 2}
+    with pytest.raises(error, match=message):
+        fit(optimizer=SGD, **options | change)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_not_all_can_take_changes_none(seed):
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"seed must lie in \[0, 2\*\*32\), got {seed}"):
+        seed_everything(seed)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_seeding_reaches_all_three_generators():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "Pairing",
@@ -30,7 +31,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether x has numbers to read and memory to write: no autograd, no transform, no tracing."""
     if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
 def draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
@@ -40,12 +41,14 @@ def draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor
     device = "cpu" if generator is None else generator.device
     if alpha == 0:
         return torch.ones(n, dtype=torch.float64, device=device)
+    # torch compiles no rand(n, generator=None) where n varies
+    source: dict[str, Any] = {} if generator is None else {"generator": generator}
     if alpha == 1:
-        return torch.rand(n, dtype=torch.float64, device=device, generator=generator)
+        return torch.rand(n, dtype=torch.float64, device=device, **source)
     # Gamma(a) = Gamma(a + 1) U^(1/a), in logarithms: U^(1/a) underflows where a is small
     shape = torch.full((2, n), alpha + 1.0, dtype=torch.float64, device=device)
     log_gamma = torch._standard_gamma(shape, generator=generator).log()
-    log_u = torch.rand(2, n, dtype=torch.float64, device=device, generator=generator).neg().log1p()
+    log_u = torch.rand(2, n, dtype=torch.float64, device=device, **source).neg().log1p()
     return torch.sigmoid(log_gamma[0] - log_gamma[1] + (log_u[0] - log_u[1]) / alpha)
 
 
@@ -96,7 +99,7 @@ def mix(x: Tensor, weight: Tensor, partner: Tensor | None, out: Tensor | None = 
         return torch.lerp(partners(x, partner), x, share)
     if out is not None and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
         same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
-        if same and partner is None:
+        if same and out.is_neg() == x.is_neg() and partner is None:
             _mix_halves_in_place(x, share)
             return out
         return out.copy_(mix(x, weight, partner))

@@ -59,7 +59,9 @@ class MixupCollate:
     def __call__(self, samples: list[Any]) -> tuple[Tensor, Tensor]:
         batch = self.collate(samples)
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
-            raise ValueError(f"samples must collate to a pair (x, y), got {type(batch).__name__}")
+            seen = type(batch).__name__
+            seen += f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+            raise ValueError(f"samples must collate to a pair (x, y), got {seen}")
         return self.transform(*batch, generator=self._own_generator(), **self.options)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def mixup(
     where ``generator`` and ``out`` are None, but then class numbers are not checked.
 
     Args:
-        x: (B, ...), floating point.
+        x: (B, ...), floating point and finite: an infinite entry makes its mixtures NaN.
         y: (B,) integer classes, which need ``num_classes``; (B, C) multi-hot, of 0 and 1; or
             floating-point labels or targets (B, ...), which mix as they are.
         alpha: of the Beta law; 1 is uniform, 0 leaves everything unmixed.
@@ -59,7 +59,7 @@ def mixup(
         float32, else as y.
 
     Raises:
-        TypeError: if x is not floating point or y is complex.
+        TypeError: if x, y or out is not a tensor, x is not floating point, or y is complex.
         ValueError: if sizes, classes or options make no sense, naming what was seen.
 
     Source: chapter ``mixup``, eq-mixup-definition; Zhang, Cisse, Dauphin and Lopez-Paz (2018).
@@ -114,7 +114,8 @@ def cutmix(
 
     The box has sides H sqrt(1 - lambda) and W sqrt(1 - lambda), rounded down to even numbers, about
     a uniform centre, and is cut at the border. The labels use the share of the image that it
-    leaves, not the lambda drawn. The size of the box is a number in Python: no vmap, no compile.
+    leaves, not the lambda drawn. An image with a side of 1 or 2 has no room for a box and stays
+    whole. The size of the box is a number in Python: no vmap, no compile.
 
     Args:
         x: images (B, ..., H, W).
@@ -135,7 +136,7 @@ def cutmix(
     True
     """
     _check_batch(x, y, None)
-    if x.ndim < 3:
+    if x.ndim < 3 or 0 in x.shape[-2:]:
         raise ValueError(f"x must be images (B, ..., H, W), got shape {tuple(x.shape)}")
     _check_labels(y, num_classes)
     drawn = draw_beta(alpha, 1, generator).item()
@@ -144,11 +145,15 @@ def cutmix(
     mixed = x.clone()
     mixed[..., rows, columns] = partners(x[..., rows, columns], partner)
     covered = (rows.stop - rows.start) * (columns.stop - columns.start)
-    kept = x.new_full((1,), 1 - covered / (x.shape[-2] * x.shape[-1]), dtype=torch.float64)
+    share = 1 - covered / (x.shape[-2] * x.shape[-1])
+    kept = torch.full((1,), share, dtype=torch.float64, device="cpu")
     return mixed, mix_labels(y, num_classes, kept, partner, x.dtype)
 
 
 def _check_batch(x: Tensor, y: Tensor, out: Tensor | None) -> None:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        seen = f"{type(x).__name__} and {type(y).__name__}"
+        raise TypeError(f"x and y must be tensors, got {seen}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")
     if x.ndim < 1 or len(x) == 0:
@@ -159,6 +164,8 @@ def _check_batch(x: Tensor, y: Tensor, out: Tensor | None) -> None:
         raise ValueError(f"y must be on {x.device} like x, got {y.device}")
     if out is None:
         return
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
     if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
         wanted, seen = (f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, out))
         raise ValueError(f"out must be like x, {wanted}, got {seen}")
