@@ -696,21 +696,30 @@ def test_vmap_and_jacobians(method):
 
 
 def test_dopri5_under_vmap_says_what_to_do():
-    with pytest.raises(ValueError, match="fixed steps"):
-        torch.func.vmap(lambda t: odeint(swing, torch.ones(2), t, method="dopri5"))(
-            torch.tensor([[0.0, 1.0], [0.0, 2.0]])
-        )
+    y0 = torch.ones(2)
+    for solve, batch in (
+        (lambda t: odeint(swing, y0, t, method="dopri5"), torch.tensor([[0.0, 1.0], [0.0, 2.0]])),
+        (lambda y: odeint(swing, y, [0.0, 1.0], method="dopri5"), torch.ones(3, 2)),
+        (lambda r: odeint(lambda t, y: r * y, y0, [0.0, 1.0], method="dopri5"), torch.ones(3)),
+    ):
+        with pytest.raises(ValueError, match="fixed steps"):
+            torch.func.vmap(solve)(batch)
+    slope = torch.func.grad(lambda y: odeint(swing, y, [0.0, 1.0], method="dopri5")[-1, 0])(y0)
+    angle = math.sin(1.0)
+    assert slope.tolist() == pytest.approx([math.cos(angle), -math.sin(angle)], abs=1e-5)
 
 
 def test_compile_without_a_break():
     weight = torch.randn(3, 3)
     field = lambda t, y: torch.tanh(y @ weight) * torch.cos(t)  # noqa: E731
+    competing = ode.LotkaVolterraCompetition((0.1, 0.3), (1e-4, 2e-4), (0.002, 0.003))
     y0, t = torch.randn(4, 3), torch.linspace(0, 1, 4)
     calls = {
         "times": lambda y, t: odeint(field, y, t),
         "numbers": lambda y, t: odeint(field, y, (0.0, 1.0), method="heun", step_size=0.25),
         "rnn": lambda y, t: ODERNN(field, dt=0.1, method="euler")(y, 3),
         "step": lambda y, t: step(field, t[1], 0.1, y),
+        "competition": lambda y, t: odeint(competing, y[:, :2], t),
     }
     for call in calls.values():
         torch._dynamo.reset()

@@ -14,9 +14,14 @@ from lib._common import check_positive
 
 from ._errors import NonFiniteError, SolverError, StepLimitError, StepUnderflowError
 from ._methods import METHODS, Field, Tableau
-from ._transforms import real_dtype
+from ._transforms import concrete, real_dtype
 
-__all__ = ["Control", "integrate", "rms"]
+__all__ = ["HIDDEN", "Control", "integrate", "rms"]
+
+HIDDEN = (
+    "dopri5 chooses its steps by looking at values, which torch.compile and vmap hide; take a "
+    "method of fixed steps"
+)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -71,6 +76,7 @@ def integrate(func: Field, y: Tensor, values: Sequence[float], control: Control)
     """The solution (T, *shape) at the times ``values``, of which the last is a step's end.
 
     Raises:
+        ValueError: if vmap hides the values.
         NonFiniteError: if the field is not finite at a good state or close after it.
         StepUnderflowError: if the step cannot be seen next to the time.
         StepLimitError: after ``max_num_steps`` steps, good and rejected.
@@ -80,7 +86,10 @@ def integrate(func: Field, y: Tensor, values: Sequence[float], control: Control)
     t, end = values[0], values[-1]
     sign = math.copysign(1.0, end - t)
     slope = func(_time(t, y), y)
-    if not _finite(slope):
+    finite = concrete(y.detach().isfinite().all() & slope.detach().isfinite().all())
+    if finite is None:
+        raise ValueError(HIDDEN)
+    if not finite:
         raise NonFiniteError("dopri5: the field is not finite at the first time").at(t, y)
     stops = sorted({s * sign for s in (*control.step_t, *control.jump_t, end)}, reverse=True)
     stops = [s for s in stops if sign * t < s <= sign * end]
@@ -221,10 +230,6 @@ def _first_step(
 
 def _time(t: float, y: Tensor) -> Tensor:
     return torch.tensor(t, dtype=real_dtype(y), device=y.device)
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(x.detach().isfinite().all())
 
 
 def _underflow(error: float) -> SolverError:

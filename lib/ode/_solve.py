@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._adaptive import integrate
+from ._adaptive import HIDDEN, integrate
 from ._errors import SolverError
 from ._fixed import Schedule, march, schedule
 from ._gradient import march_in_parallel
@@ -159,10 +159,7 @@ def solve(
     differentiable = t.requires_grad and torch.is_grad_enabled()
     if adaptive:
         if problem.values is None:
-            raise ValueError(
-                "dopri5 chooses its steps by looking at values, which torch.compile and vmap "
-                "hide; take a method of fixed steps"
-            )
+            raise ValueError(HIDDEN)
         control = control_for(problem, settings, rtol, atol)
         if differentiable:
             y = y - func(t[0], y) * _zero(t[0])
