@@ -473,20 +473,30 @@ def test_frozen_states_and_fields_have_no_graph(solver):
         assert not solver(Net(), torch.ones(3, **DOUBLE), [0.0, 1.0]).requires_grad
 
 
-def test_a_second_derivative_when_field_and_start_share_a_parameter():
-    theta, t = torch.tensor(0.7, requires_grad=True, **DOUBLE), torch.linspace(0, 1, 21, **DOUBLE)
+SHARED = {
+    "same leaf": lambda x: (x, x),
+    "view": lambda x: (x, x.reshape(1)),
+    "same tensor": lambda x: (x * torch.ones(2, **DOUBLE),) * 2,
+    "common leaf": lambda x: (x, x * torch.ones(2, **DOUBLE)),
+}
 
-    def solve(theta):  # theta exp(-theta t), whose derivatives are known
-        y0 = theta * torch.ones(2, **DOUBLE)
-        return odeint(lambda t, y: -theta * y, y0, t)[-1, 0]
 
-    (first,) = torch.autograd.grad(solve(theta), theta, create_graph=True)
-    (second,) = torch.autograd.grad(first, theta)
-    decay = math.exp(-0.7)
-    assert first.item() == pytest.approx((1 - 0.7) * decay, abs=1e-6)
-    assert second.item() == pytest.approx((0.7 - 2) * decay, abs=1e-5)
-    (plain,) = torch.autograd.grad(solve(theta), theta)
-    assert first.item() == pytest.approx(plain.item(), rel=1e-12)
+@pytest.mark.parametrize("name", SHARED)
+def test_derivatives_when_field_and_start_share_a_parameter(name):
+    x, t = torch.tensor(0.6, requires_grad=True, **DOUBLE), torch.linspace(0, 1, 21, **DOUBLE)
+
+    def solve(solver):  # x exp(x t), whose derivatives are known
+        rate, y0 = SHARED[name](x)
+        return solver(lambda t, y: rate * y, y0, t)[-1].reshape(-1)[0]
+
+    (first,) = torch.autograd.grad(solve(odeint), x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x)
+    growth = math.exp(0.6)
+    assert first.item() == pytest.approx((1 + 0.6) * growth, abs=1e-6)
+    assert second.item() == pytest.approx((2 + 0.6) * growth, abs=1e-5)
+    for solver in (odeint, odeint_adjoint):
+        (plain,) = torch.autograd.grad(solve(solver), x)
+        assert plain.item() == pytest.approx((1 + 0.6) * growth, abs=1e-6)
 
 
 class Remembering(nn.Module):

@@ -189,11 +189,10 @@ class _Again:
         found = torch.autograd.grad(path, inputs, gradient, create_graph=True, allow_unused=True)
         by_input = {id(x): g for x, g in zip(inputs, found, strict=True)}
         first, *rest = [by_input.get(id(x)) for x in (y, *others)]
-        if y.grad_fn is not None and others:  # autograd will add what reaches them through y
+        if y.requires_grad and others:  # autograd will add once more what reaches them through y
             through = torch.autograd.grad(y, others, first, create_graph=True, allow_unused=True)
-            rest = [
-                g if g is None or h is None else g - h for g, h in zip(rest, through, strict=True)
-            ]
+            pairs = zip(rest, through, strict=True)
+            rest = [g if g is None or h is None else g - h for g, h in pairs]
         return [first, *rest]
 
 
