@@ -37,7 +37,7 @@ def odeint(
     which is the classical one here (theirs is ``rk4_38``). Their default is ``dopri5``, ours is
     not: pass ``method``. A fixed step looks at no tolerance and lands on every requested time;
     ``dopri5`` ends a step at the last one and evaluates its continuous extension, of order four,
-    at those before.
+    at those before. There are no events and no callbacks.
 
     Args:
         func: maps a time (a scalar tensor) and a state to its derivative, of the state's shape.
