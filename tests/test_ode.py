@@ -330,6 +330,21 @@ def test_a_stiff_field_needs_few_implicit_steps():
         odeint(field, one, torch.linspace(0, 20, 201, **DOUBLE))
 
 
+@pytest.mark.parametrize("method", ["implicit_midpoint", "implicit_euler"])
+@pytest.mark.parametrize("transform", [lambda f: f, lambda f: torch.func.vmap(f)])
+def test_newton_is_as_exact_for_small_states_as_for_large_ones(method, transform):
+    def scaled(size):
+        field = lambda t, y: -5 / size * y * y  # noqa: E731
+        solve = transform(lambda y: odeint(field, y, [0.0, 0.25, 0.5, 1.0], method=method))
+        return solve(size * torch.tensor([1.0, 0.3], **DOUBLE)) / size
+
+    want = scaled(1.0)
+    for size in (1e-6, 1e-12, 1e9):
+        torch.testing.assert_close(scaled(size), want, rtol=1e-12, atol=0)
+    assert torch.equal(transform(lambda y: odeint(lambda t, y: -y, y, [0.0, 1.0], method=method))(
+        torch.zeros(2, **DOUBLE)), torch.zeros(2, 2, **DOUBLE))  # fmt: skip
+
+
 def test_newton_that_cannot_converge_says_so():
     with pytest.raises(ode.NewtonError, match="step_size") as caught:
         odeint(lambda t, y: y * y, torch.ones(2), torch.linspace(0, 2, 9), method="implicit_euler")
@@ -458,6 +473,86 @@ def test_frozen_states_and_fields_have_no_graph(solver):
         assert not solver(Net(), torch.ones(3, **DOUBLE), [0.0, 1.0]).requires_grad
 
 
+SHARED = {
+    "same leaf": lambda x: (x, x),
+    "view": lambda x: (x, x.reshape(1)),
+    "same tensor": lambda x: (x * torch.ones(2, **DOUBLE),) * 2,
+    "common leaf": lambda x: (x, x * torch.ones(2, **DOUBLE)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_derivatives_when_field_and_start_share_a_parameter(name):
+    x, t = torch.tensor(0.6, requires_grad=True, **DOUBLE), torch.linspace(0, 1, 21, **DOUBLE)
+
+    def solve(solver):  # x exp(x t), whose derivatives are known
+        rate, y0 = SHARED[name](x)
+        return solver(lambda t, y: rate * y, y0, t)[-1].reshape(-1)[0]
+
+    (first,) = torch.autograd.grad(solve(odeint), x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x)
+    growth = math.exp(0.6)
+    assert first.item() == pytest.approx((1 + 0.6) * growth, abs=1e-6)
+    assert second.item() == pytest.approx((2 + 0.6) * growth, abs=1e-5)
+    for solver in (odeint, odeint_adjoint):
+        (plain,) = torch.autograd.grad(solve(solver), x)
+        assert plain.item() == pytest.approx((1 + 0.6) * growth, abs=1e-6)
+
+
+class Remembering(nn.Module):
+    """A field that changes itself when it is called: in place, by a new buffer or attribute."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.norm, self.layer = how, nn.BatchNorm1d(3), nn.Linear(3, 3)
+        self.register_buffer("mean", torch.zeros(3))
+        self.last = torch.zeros(3)
+
+    def forward(self, t, y):
+        if self.how == "norm":
+            return self.layer(self.norm(y))
+        if self.how == "in place":
+            self.mean.lerp_(y.detach().mean(0), 0.1)
+        elif self.how == "buffer":
+            self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+        else:
+            self.last = y.detach().mean(0)
+        return torch.tanh(self.layer(y))
+
+
+@pytest.mark.parametrize("how", ["norm", "in place", "buffer", "attribute"])
+@pytest.mark.parametrize("bound", [False, True])
+def test_no_trial_touches_what_a_field_remembers(how, bound):
+    field, t = Remembering(how), torch.linspace(0, 1, 30)
+    y0 = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    path = odeint(field.forward if bound else field, y0, t, method="euler")
+    path.sum().backward()
+    assert y0.grad.isfinite().all()
+    for value in (*field.state_dict().values(), field.last):
+        assert (value + 0).isfinite().all()  # also: no wrapper of vmap has escaped
+    if how == "attribute":
+        torch.testing.assert_close(field.last, path[-2].detach().mean(0))
+
+
+def test_batch_norm_hidden_in_a_closure_is_not_poisoned():
+    norm = nn.BatchNorm1d(3)
+    y0 = torch.randn(6, 3, requires_grad=True)
+    odeint(lambda t, y: norm(y), y0, torch.linspace(0, 1, 30))
+    assert norm.running_mean.isfinite().all()
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("method", ["euler", "implicit_euler"])
+def test_the_grid_of_a_step_size_moves_with_the_first_time(method, descending):
+    t = torch.tensor([0.05, 0.5, 1.02], **DOUBLE)
+    t = (t.flip(0) if descending else t).requires_grad_()
+    y0 = torch.tensor([0.4, -0.9], **DOUBLE)
+    field = lambda t, y: swing(t, y) * (1 + t)  # noqa: E731
+    assert torch.autograd.gradcheck(
+        lambda t: odeint(field, y0, t, method=method, step_size=0.12), (t,)
+    )
+
+
 # ---------------------------------------------------------------- the adjoint
 
 
@@ -528,6 +623,51 @@ def test_adjoint_of_a_tuple_and_its_second_derivative():
         torch.autograd.grad(got[0][-1].sum(), y0[0], create_graph=True)
 
 
+def test_adjoint_norms():
+    net, calls = Net(2, 4), []
+    y0 = (torch.ones(3, 2, **DOUBLE), torch.ones((), **DOUBLE))
+
+    def field(t, s):
+        calls.append(0)
+        return net(t, s[0]), -s[1]
+
+    def look(parts):
+        shapes = [(), (3, 2), (), (3, 2), (), *(p.shape for p in net.parameters())]
+        assert [tuple(part.shape) for part in parts] == [tuple(shape) for shape in shapes]
+        return max(part.abs().max() for part in parts)
+
+    found = {}
+    for norm in (None, "seminorm", look):
+        out = odeint_adjoint(
+            field, y0, [0.0, 1.0], method="dopri5", adjoint_params=net.parameters(),
+            adjoint_options=None if norm is None else {"norm": norm},
+        )  # fmt: skip
+        calls.clear()
+        found[norm] = torch.autograd.grad(out[0].square().sum(), list(net.parameters()))
+        found[norm, "calls"] = len(calls)
+    for norm in ("seminorm", look):
+        for ours, plain in zip(found[norm], found[None], strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    assert found["seminorm", "calls"] <= found[None, "calls"]
+    with pytest.raises(ValueError, match="seminorm"):
+        odeint_adjoint(field, y0, [0.0, 1.0], adjoint_options={"norm": "max"})
+
+
+def test_adjoint_says_where_it_does_not_work():
+    y0 = torch.ones(4, 2, **DOUBLE)
+    for transform in (torch.func.vmap, lambda f: torch.func.grad(lambda y: f(y).sum())):
+        with pytest.raises(ValueError, match="odeint with a method of fixed steps"):
+            transform(lambda y: odeint_adjoint(swing, y, [0.0, 1.0]))(y0)
+    rtol = torch.full((4, 2), 1e-6, **DOUBLE)
+    with pytest.raises(ValueError, match="adjoint_rtol"):
+        odeint_adjoint(swing, y0, [0.0, 1.0], method="dopri5", rtol=rtol)
+    y0.requires_grad_()
+    odeint_adjoint(swing, y0, [0.0, 1.0], method="dopri5", rtol=rtol, adjoint_rtol=1e-6)[
+        -1
+    ].sum().backward()
+    assert y0.grad.isfinite().all()
+
+
 def test_adjoint_keeps_no_more_for_more_steps():
     def kept(solver, count):
         sizes = []
@@ -566,21 +706,30 @@ def test_vmap_and_jacobians(method):
 
 
 def test_dopri5_under_vmap_says_what_to_do():
-    with pytest.raises(ValueError, match="fixed steps"):
-        torch.func.vmap(lambda t: odeint(swing, torch.ones(2), t, method="dopri5"))(
-            torch.tensor([[0.0, 1.0], [0.0, 2.0]])
-        )
+    y0 = torch.ones(2)
+    for solve, batch in (
+        (lambda t: odeint(swing, y0, t, method="dopri5"), torch.tensor([[0.0, 1.0], [0.0, 2.0]])),
+        (lambda y: odeint(swing, y, [0.0, 1.0], method="dopri5"), torch.ones(3, 2)),
+        (lambda r: odeint(lambda t, y: r * y, y0, [0.0, 1.0], method="dopri5"), torch.ones(3)),
+    ):
+        with pytest.raises(ValueError, match="fixed steps"):
+            torch.func.vmap(solve)(batch)
+    slope = torch.func.grad(lambda y: odeint(swing, y, [0.0, 1.0], method="dopri5")[-1, 0])(y0)
+    angle = math.sin(1.0)
+    assert slope.tolist() == pytest.approx([math.cos(angle), -math.sin(angle)], abs=1e-5)
 
 
 def test_compile_without_a_break():
     weight = torch.randn(3, 3)
     field = lambda t, y: torch.tanh(y @ weight) * torch.cos(t)  # noqa: E731
+    competing = ode.LotkaVolterraCompetition((0.1, 0.3), (1e-4, 2e-4), (0.002, 0.003))
     y0, t = torch.randn(4, 3), torch.linspace(0, 1, 4)
     calls = {
         "times": lambda y, t: odeint(field, y, t),
         "numbers": lambda y, t: odeint(field, y, (0.0, 1.0), method="heun", step_size=0.25),
         "rnn": lambda y, t: ODERNN(field, dt=0.1, method="euler")(y, 3),
         "step": lambda y, t: step(field, t[1], 0.1, y),
+        "competition": lambda y, t: odeint(competing, y[:, :2], t),
     }
     for call in calls.values():
         torch._dynamo.reset()
@@ -645,6 +794,23 @@ def test_fields_follow_their_formulas(shape):
     )
     growth = ode.LogisticGrowth(torch.tensor(0.7, **DOUBLE), torch.tensor(0.01, **DOUBLE))
     torch.testing.assert_close(growth(zero, y), 0.7 * y * (1 - 0.01 * y))
+
+
+def test_a_field_that_is_overridden_or_watched_is_called_as_it_stands():
+    class Harvested(ode.LotkaVolterraCompetition):
+        def forward(self, t, y):
+            return super().forward(t, y) - 10.0
+
+    arguments = ((0.1, 0.3), (1e-4, 2e-4), (0.002, 0.003))
+    field, y0, t = Harvested(*arguments), torch.tensor([100.0, 150.0]), torch.linspace(0, 5, 20)
+    want = odeint(lambda t, y: field(t, y), y0, t)
+    torch.testing.assert_close(odeint(field, y0, t), want)
+    seen, plain = [], ode.LotkaVolterraCompetition(*arguments)
+    assert (odeint(plain, y0, t)[-1] - want[-1] > 10).all()
+    plain.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        odeint(plain, y0, t, method="euler")
+    assert len(seen) == 19
 
 
 def test_fields_keep_float32_inside_autocast():
@@ -805,6 +971,60 @@ def test_fit_in_float32_and_with_a_batch_of_trajectories():
         assert result.parameters[name].item() == pytest.approx(want.item(), rel=1e-3)
 
 
+def test_standard_errors_are_those_of_curve_fit():
+    optimize = pytest.importorskip("scipy.optimize")
+    t = torch.arange(0, 10, **DOUBLE)
+    curve = lambda t, r, n: 1 / (n + (1 / 5 - n) * (-r * t).exp())  # noqa: E731
+    seen = curve(t, 0.7, 0.01) + torch.randn(10, generator=torch.Generator().manual_seed(1),
+                                             **DOUBLE)  # fmt: skip
+    theirs, covariance = optimize.curve_fit(
+        lambda t, r, n: curve(torch.tensor(t), r, n).numpy(), t.numpy(), seen.numpy(), (0.5, 0.02)
+    )
+    # Row 0 is a measurement like the others here: the start, 5, is known apart from it.
+    start = torch.tensor(5.0, **DOUBLE)
+    ours = fit(ode.LogisticGrowth(0.5, 0.02), start, t, seen, step_size=0.05)
+    for index, name in enumerate(("growth", "inverse_capacity")):
+        assert ours.parameters[name].item() == pytest.approx(theirs[index], rel=1e-4)
+        error = ours.standard_errors[name].item()
+        assert error == pytest.approx(covariance[index, index] ** 0.5, rel=1e-3)
+
+
+class Product(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.tensor(x, dtype=dtype)) for x in (0.3, 1.7))
+        self.unused = nn.Parameter(torch.tensor(2.0, dtype=dtype))
+
+    def forward(self, t, y):
+        return -self.a * self.b * y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "implicit_midpoint"])
+def test_what_cannot_be_told_apart_is_infinite_in_any_precision(dtype, method):
+    t = torch.linspace(0, 3, 8, dtype=dtype)
+    seen = torch.exp(-t) + 0.01 * torch.sin(9 * t)
+    size = None if method == "dopri5" else 0.1
+    result = fit(Product(dtype), torch.ones((), dtype=dtype), t, seen, method=method,
+                 step_size=size, rtol=1e-5, atol=1e-6)  # fmt: skip
+    assert all(error.isinf() for error in result.standard_errors.values())
+    rate = (result.parameters["a"] * result.parameters["b"]).item()
+    assert rate == pytest.approx(1.0, abs=0.03)
+    assert result.parameters["unused"] == 2.0
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "implicit_midpoint"])
+def test_a_fit_with_nothing_to_learn(method):
+    field, t = Product(torch.float64), torch.linspace(0, 1, 4, **DOUBLE)
+    for times in (t, t[:1]):
+        seen = torch.full((len(times),), 2.0, **DOUBLE)
+        result = fit(field, torch.zeros((), **DOUBLE), times, seen, method=method)
+        assert result.residual == pytest.approx(4.0 * len(times))
+        assert all(error.isinf() for error in result.standard_errors.values())
+    alone = fit(field, torch.zeros((), **DOUBLE), t[:1], seen, method=method, fit_y0=True)
+    assert alone.parameters["y0"].item() == pytest.approx(2.0)
+
+
 def test_frozen_parameters_stay():
     field = competition((0.12, 0.25))
     field.competition.requires_grad_(False)
@@ -860,6 +1080,16 @@ def test_a_field_that_changes_shape(method, bad):
     assert caught.value.y.shape == (4, 2)
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_tuple_may_hold_a_single_number(method):
+    t = torch.linspace(0, 1, 21, **DOUBLE)
+    y0 = (torch.tensor(1.0, **DOUBLE), torch.ones(2, 1, **DOUBLE))
+    got = odeint(lambda t, s: (-s[0], -2 * s[1]), y0, t, method=method)
+    alone = odeint(lambda t, y: -y, y0[0], t, method=method)
+    torch.testing.assert_close(got[0], alone, rtol=1e-6, atol=0)
+    assert [x.shape for x in got] == [(21,), (21, 2, 1)]
+
+
 def test_a_tuple_field_that_changes_shape():
     with pytest.raises(ode.FieldError, match="tuple of the shapes"):
         odeint(lambda t, s: (s[0], s[0]), (torch.ones(2), torch.ones(3)), [0.0, 1.0])
@@ -890,6 +1120,21 @@ def test_a_stiff_problem_stops_at_the_step_limit():
     ({"options": {"stepsize": 0.1}}, "no option 'stepsize'"),
     ({"method": "dopri5", "rtol": -1.0}, "rtol"),
     ({"method": "dopri5", "atol": math.inf}, "atol"),
+    ({"method": "dopri5", "rtol": 0.0, "atol": 0}, "both"),
+    ({"method": "dopri5", "rtol": torch.zeros(2), "atol": torch.tensor([1.0, 0.0])}, "both"),
+    ({"method": "dopri5", "rtol": torch.tensor([1e-3, -1e-3])}, "rtol must be finite"),
+    ({"method": "dopri5", "atol": torch.tensor(math.nan)}, "atol must be finite"),
+    ({"method": "dopri5", "rtol": torch.ones(2, 1)}, "rtol must broadcast"),
+    ({"method": "dopri5", "rtol": torch.ones(3)}, "rtol must broadcast"),
+    ({"method": "dopri5", "options": {"first_step": 0.0}}, "first_step"),
+    ({"method": "dopri5", "options": {"first_step": -1.0}}, "first_step"),
+    ({"method": "dopri5", "options": {"min_step": -1.0}}, "min_step"),
+    ({"method": "dopri5", "options": {"max_step": 0.0}}, "max_step"),
+    ({"method": "dopri5", "options": {"min_step": 2.0, "max_step": 1.0}}, "max_step"),
+    ({"method": "dopri5", "options": {"max_num_steps": 0}}, "max_num_steps"),
+    ({"method": "dopri5", "options": {"safety": 0.0}}, "safety"),
+    ({"method": "dopri5", "options": {"ifactor": 0.5}}, "ifactor"),
+    ({"method": "dopri5", "options": {"dfactor": 1.5}}, "dfactor"),
     ({"step_size": 1e-12}, "spacing"),
 ])  # fmt: skip
 def test_bad_settings(keywords, match):
@@ -917,6 +1162,77 @@ def test_bad_states_and_times():
         ODERNN(field, dt=0.0)
 
 
+def test_states_of_mixed_kinds():
+    t = [0.0, 1.0]
+    mixed = (torch.ones(2, dtype=torch.long), torch.ones(3))
+    with pytest.raises(TypeError, match="int64"):  # it would be rounded to whole numbers
+        odeint(lambda t, s: (0.5 * s[0], s[1]), mixed, t)
+    waves = (torch.ones(2, dtype=torch.complex128), torch.zeros(1, **DOUBLE))
+    got = odeint(lambda t, s: (1j * s[0], s[0].abs().sum()[None]), waves, t, step_size=0.01)
+    assert [x.dtype for x in got] == [torch.complex128, torch.float64]
+    assert got[0][-1, 0].item() == pytest.approx(complex(math.cos(1), math.sin(1)), abs=1e-8)
+    assert got[1][-1].item() == pytest.approx(2.0)
+    with pytest.raises(ode.FieldError, match="real"):
+        odeint(lambda t, s: (1j * s[0], 1j * s[1]), waves, t)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_half_precision_that_is_complex_or_wrong():
+    y0 = torch.ones(1, dtype=torch.complex32)
+    got = odeint(lambda t, y: 1j * y, y0, [0.0, 1.0], step_size=0.1)
+    assert got.dtype == torch.complex32
+    end = got[-1].to(torch.complex64).item()
+    assert end == pytest.approx(complex(math.cos(1), math.sin(1)), abs=2e-3)
+    for bad in (lambda t, y: None, lambda t, y: y[None]):
+        with pytest.raises(ode.FieldError):
+            odeint(bad, torch.ones(1, dtype=torch.float16), [0.0, 1.0])
+    with pytest.raises(ode.FieldError):
+        odeint(lambda t, s: None, (torch.ones(1),), [0.0, 1.0])
+    with pytest.raises(TypeError, match="func"):
+        odeint(None, torch.ones(1), [0.0, 1.0])
+
+
+def test_whole_times_beyond_the_precision_of_the_state():
+    t = torch.tensor([2**24, 2**24 + 1, 2**24 + 2])
+    got = odeint(lambda t, y: torch.ones_like(y), torch.zeros(1), t, method="euler")
+    assert got.flatten().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_dopri5_at_rest_at_a_late_time():
+    for start in (1e9, -1e9, 1.7e9):  # a clock in seconds: the first guess of a step is too short
+        got = odeint(lambda t, y: 0 * y, torch.zeros(2, **DOUBLE), [start, start + 10],
+                     method="dopri5")  # fmt: skip
+        assert torch.equal(got, torch.zeros(2, 2, **DOUBLE))
+    # Nothing absolute is allowed, and one component stays at zero.
+    got = odeint(lambda t, y: -y, torch.tensor([1.0, 0.0], **DOUBLE), [0.0, 1.0], method="dopri5",
+                 atol=0.0)  # fmt: skip
+    assert got[-1].tolist() == pytest.approx([math.exp(-1), 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [0.5, [torch.tensor(0.5)], torch.tensor([0.5, 9.0])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("descending", [False, True])
+def test_the_field_is_looked_at_on_both_sides_of_a_jump(given, dtype, late, descending):
+    def jump(t, y):
+        first = t <= 0.5 if late else t < 0.5
+        return torch.where(first, 1.0, -2.0).to(y.dtype) * torch.ones_like(y)
+
+    t = [1.0, 0.0] if descending else [0.0, 1.0]
+    got = odeint(jump, torch.zeros(1, dtype=dtype), t, method="dopri5", rtol=1e-3,
+                 options={"jump_t": given})  # fmt: skip
+    assert got[-1].item() == pytest.approx(0.5 if descending else -0.5, abs=1e-6)
+
+
+def test_a_step_is_a_scalar():
+    many, field = torch.ones(3, 1), lambda t, y: -y
+    for call in (lambda: step(field, 0.0, many, torch.ones(3)),
+                 lambda: step(field, many, 0.1, torch.ones(3)),
+                 lambda: ODERNN(field, dt=many)):  # fmt: skip
+        with pytest.raises(ValueError, match="scalar"):
+            call()
+
+
 def test_bad_fits():
     field = competition()
     with pytest.raises(ValueError, match="observations must have the shape"):
@@ -927,6 +1243,22 @@ def test_bad_fits():
         fit(field, TABLE[0], TIMES, TABLE, mask=torch.ones(7, 1))
     with pytest.raises(ValueError, match="mask keeps no"):
         fit(field, TABLE[0], TIMES, TABLE, mask=torch.zeros(7, 2, dtype=torch.bool))
+    with pytest.raises(TypeError, match="field must be a"):
+        fit(lambda t, y: -y, TABLE[0], TIMES, TABLE)
+    with pytest.raises(TypeError, match="y0"):
+        fit(field, (100.0, 150.0), TIMES, TABLE)
+    with pytest.raises(TypeError, match="observations"):
+        fit(field, TABLE[0], TIMES, TABLE.tolist())
+    with pytest.raises(TypeError, match="complex"):
+        fit(field, TABLE[0], TIMES, TABLE.to(torch.complex128))
+    for observe in (lambda y: (y - 200).log(), lambda y: 1 / (y - TABLE[0])):
+        with pytest.raises(ValueError, match="observe must be finite"):
+            fit(field, TABLE[0], TIMES, TABLE, observe=observe)
+    for bad in (math.nan, math.inf, 0.0, -1.0):
+        with pytest.raises(ValueError, match="noise_std"):
+            fit(field, TABLE[0], TIMES, TABLE, noise_std=bad)
+        with pytest.raises(ValueError, match="tolerance"):
+            fit(field, TABLE[0], TIMES, TABLE, tolerance=bad)
     with pytest.raises(ValueError, match="no parameter"):
         fit(competition().requires_grad_(False), TABLE[0], TIMES, TABLE)
     with pytest.raises(ValueError, match="growth must have shape"):

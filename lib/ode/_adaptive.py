@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib._common import check_positive
+
 from ._errors import NonFiniteError, SolverError, StepLimitError, StepUnderflowError
 from ._methods import METHODS, Field, Tableau
-from ._transforms import real_dtype
+from ._transforms import concrete, real_dtype
 
-__all__ = ["Control", "integrate", "rms"]
+__all__ = ["HIDDEN", "Control", "integrate", "rms"]
+
+HIDDEN = (
+    "dopri5 chooses its steps by looking at values, which torch.compile and vmap hide; take a "
+    "method of fixed steps"
+)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -38,6 +45,19 @@ class Control:
     step_t: Sequence[float] = field(default_factory=list)
     jump_t: Sequence[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        check_positive(self.max_num_steps, "max_num_steps")
+        for name, is_good, wanted in (
+            ("first_step", lambda x: x is None or 0 < x < math.inf, "a positive number"),
+            ("min_step", lambda x: 0 <= x < math.inf, "a number of at least 0"),
+            ("max_step", lambda x: x > 0 and x >= self.min_step, "positive, not below min_step"),
+            ("safety", lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            ("ifactor", lambda x: x >= 1, "at least 1"),
+            ("dfactor", lambda x: 0 < x < 1, "between 0 and 1"),
+        ):
+            if not is_good(getattr(self, name)):
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
     def measure(self, x: Tensor, size: Tensor) -> float:
         """``x`` in units of the tolerance for a state of ``size``: an error below 1 is good."""
         return float(self.norm(x / (size * self.rtol).add_(self.atol)))
@@ -56,6 +76,7 @@ def integrate(func: Field, y: Tensor, values: Sequence[float], control: Control)
     """The solution (T, *shape) at the times ``values``, of which the last is a step's end.
 
     Raises:
+        ValueError: if vmap hides the values.
         NonFiniteError: if the field is not finite at a good state or close after it.
         StepUnderflowError: if the step cannot be seen next to the time.
         StepLimitError: after ``max_num_steps`` steps, good and rejected.
@@ -65,12 +86,18 @@ def integrate(func: Field, y: Tensor, values: Sequence[float], control: Control)
     t, end = values[0], values[-1]
     sign = math.copysign(1.0, end - t)
     slope = func(_time(t, y), y)
-    if not _finite(slope):
+    finite = concrete(y.detach().isfinite().all() & slope.detach().isfinite().all())
+    if finite is None:
+        raise ValueError(HIDDEN)
+    if not finite:
         raise NonFiniteError("dopri5: the field is not finite at the first time").at(t, y)
     stops = sorted({s * sign for s in (*control.step_t, *control.jump_t, end)}, reverse=True)
     stops = [s for s in stops if sign * t < s <= sign * end]
     jumps = {s * sign for s in control.jump_t}
-    length = control.first_step or _first_step(func, t, sign, y, slope, control, method.order)
+    shortest = 32 * max(math.ulp(t), math.ulp(end))  # of the steps that a time can tell apart
+    length = control.first_step or max(
+        shortest, _first_step(func, t, sign, y, slope, control, method.order)
+    )
     out, due = [y], 1
     error = 0.0
     for _ in range(control.max_num_steps):
@@ -80,9 +107,9 @@ def integrate(func: Field, y: Tensor, values: Sequence[float], control: Control)
         after = sign * stops[-1] if lands else t + sign * length
         if after == t or not (lands or length > 16 * math.ulp(t)):
             raise _underflow(error).at(t, y)
-        dt = after - t
+        dt, jumps_there = after - t, lands and stops[-1] in jumps
         try:
-            y_after, slopes = _stages(func, method, t, dt, after, y, slope)
+            y_after, slopes = _stages(func, method, t, dt, after, y, slope, jumps_there)
         except SolverError as failure:
             raise failure.at(t, y) from None
         with torch.no_grad():
@@ -99,8 +126,10 @@ def integrate(func: Field, y: Tensor, values: Sequence[float], control: Control)
             if due == len(values):
                 return torch.stack(out)
             if lands:
-                if stops.pop() in jumps:
-                    slope = func(_time(math.nextafter(t, sign * math.inf), y), y)
+                stops.pop()
+                if jumps_there:
+                    now = _time(t, y)
+                    slope = func(now.nextafter(now + sign), y)
                 factor = max(factor, length / abs(dt))  # a step cut short says little
         length = abs(dt) * factor
     raise StepLimitError(
@@ -117,17 +146,23 @@ def _stages(
     after: float,
     y: Tensor,
     slope: Tensor,
+    jumps: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The end of the step and all its slopes; the last one is the first of the next step."""
+    """The end of the step and all its slopes; the last one is the first of the next step.
+
+    If the field ``jumps`` at the end, it is looked at just before.
+    """
     times = torch.tensor(
         [after if c == 1.0 else t + c * dt for c in method.nodes],
         dtype=real_dtype(y),
         device=y.device,
-    ).unbind()
-    slopes, state = [slope], y
+    )
+    if jumps:
+        times = torch.where(times == times[-1], times.nextafter(times[0]), times)
+    scalars, slopes, state = times.unbind(), [slope], y
     for c, row in zip(method.c[1:], method.a[1:], strict=True):
         state = _combine(y, slopes, row, dt)
-        slopes.append(func(times[method.nodes.index(c)], state))
+        slopes.append(func(scalars[method.nodes.index(c)], state))
     return state, slopes
 
 
@@ -197,14 +232,10 @@ def _time(t: float, y: Tensor) -> Tensor:
     return torch.tensor(t, dtype=real_dtype(y), device=y.device)
 
 
-def _finite(x: Tensor) -> bool:
-    return bool(x.detach().isfinite().all())
-
-
 def _underflow(error: float) -> SolverError:
     if math.isfinite(error):
         return StepUnderflowError(
             "dopri5: the step shrank to the spacing of floating-point times; "
-            "the solution may blow up there, or the field jump"
+            "the solution may blow up there, the field jump, or the tolerance be below rounding"
         )
     return NonFiniteError("dopri5: no step is short enough for the field to stay finite")

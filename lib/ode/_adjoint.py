@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._adaptive import rms
 from ._errors import SolverError
 from ._fixed import schedule
 from ._gradient import leaves
 from ._implicit import Theta, solve_blocks
-from ._methods import Field, Method
-from ._problem import Problem, State
-from ._solve import choose, gather_settings, solve
-from ._transforms import real_dtype
+from ._methods import Method
+from ._problem import Problem, State, module_of
+from ._settings import choose, gather_settings
+from ._solve import solve
+from ._transforms import is_transformed, real_dtype
 
 __all__ = ["odeint_adjoint"]
 
@@ -63,7 +64,10 @@ def odeint_adjoint(
         adjoint_method: method of the backward solve, by default ``method``.
         adjoint_rtol: tolerance of the backward solve, by default ``rtol``.
         adjoint_atol: tolerance of the backward solve, by default ``atol``.
-        adjoint_options: options of the backward solve, by default ``options`` without ``norm``.
+        adjoint_options: options of the backward solve, by default ``options`` without ``norm``;
+            ``norm`` may be ``"seminorm"``, which looks at no error of the parameters' gradients
+            (Kidger et al., 2021), or a function of the tuple (dL/dt, *y, *a, *parameters'
+            gradients).
 
     Returns:
         What ``odeint`` returns, once differentiable by ``y0``, ``t`` and the parameters.
@@ -71,6 +75,9 @@ def odeint_adjoint(
     Raises:
         SolverError: as ``odeint`` does, also in the backward pass.
         RuntimeError: if the field turns out to depend on a leaf not in ``adjoint_params``.
+        ValueError: as ``odeint`` does; inside torch.func transforms and torch.compile, where this
+            does not work; and if a tolerance varies by element and none is given for the backward
+            solve.
 
     Source: chapter `ode`, eq-ode-adjoint; Pontryagin et al. (1962), Chen et al. (2018).
 
@@ -85,6 +92,11 @@ def odeint_adjoint(
     chosen, adaptive = choose(method)
     settings = gather_settings(chosen, adaptive, step_size, options)
     problem = Problem.of(func, y0, t)
+    if is_transformed(problem.y0):
+        raise ValueError(
+            "odeint_adjoint does not work under torch.func transforms or torch.compile; "
+            "take odeint with a method of fixed steps"
+        )
     back, back_adaptive = choose(adjoint_method or method)
     if adjoint_options is not None or adjoint_method in (None, method):
         back_options = dict(settings if adjoint_options is None else adjoint_options)
@@ -94,7 +106,19 @@ def odeint_adjoint(
         )
     else:
         back_options = {}
-    back_options.pop("norm", None)
+    norm = back_options.pop("norm", None)
+    if isinstance(norm, str) and norm != "seminorm":
+        raise ValueError(f'norm must be a function or "seminorm", got {norm!r}')
+    tolerances = {
+        "rtol": rtol if adjoint_rtol is None else adjoint_rtol,
+        "atol": atol if adjoint_atol is None else adjoint_atol,
+    }
+    for name, value in tolerances.items():
+        by_element = value.dim() > 0 if isinstance(value, Tensor) else isinstance(value, Sequence)
+        if back_adaptive and by_element:
+            raise ValueError(
+                f"{name} varies by element; give adjoint_{name}, a number, for the backward solve"
+            )
     plan = _Plan(
         problem,
         (chosen, adaptive, settings, rtol, atol),
@@ -102,9 +126,10 @@ def odeint_adjoint(
             back,
             back_adaptive,
             gather_settings(back, back_adaptive, None, back_options),
-            rtol if adjoint_rtol is None else adjoint_rtol,
-            atol if adjoint_atol is None else adjoint_atol,
+            tolerances["rtol"],
+            tolerances["atol"],
         ),
+        None if adjoint_options is None else norm,
     )
     parameters = _parameters(func, problem, adjoint_params)
     try:
@@ -124,6 +149,7 @@ class _Plan:
     problem: Problem
     forward: Settings
     backward: Settings
+    norm: Any
 
     def part(self, ends: list[int]) -> Problem:
         """The problem between two of its times."""
@@ -149,7 +175,7 @@ class _Adjoint(torch.autograd.Function):
             )
         t, states, *parameters = ctx.saved_tensors
         func = ctx.plan.problem.func
-        system = _Augmented(func, states[0], parameters)
+        system = _Augmented(ctx.plan, states[0], parameters)
         back = _implicit_interval if isinstance(ctx.plan.backward[0], Theta) else _interval
         sensitivity = gradient[-1]
         learned = states.new_zeros(sum(p.numel() for p in parameters))
@@ -209,8 +235,9 @@ class _Augmented:
 
     pointwise = False
 
-    def __init__(self, func: Field, like: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.func, self.shape, self.size = func, like.shape, like.numel()
+    def __init__(self, plan: _Plan, like: Tensor, parameters: Sequence[Tensor]) -> None:
+        self.problem, self.given = plan.problem, plan.norm
+        self.func, self.shape, self.size = plan.problem.func, like.shape, like.numel()
         self.parameters = tuple(parameters)
         self.known = {id(p) for p in parameters}
 
@@ -221,8 +248,16 @@ class _Augmented:
         return state, sensitivity, learned
 
     def norm(self, joined: Tensor) -> float:
-        """The largest of the three sizes, so that none hides behind the others."""
-        return max(float(rms(part)) for part in self.split(joined) if part.numel())
+        """The largest of the three sizes, so that none hides behind the others, or as given."""
+        state, sensitivity, learned = self.split(joined)
+        if callable(self.given):
+            pieces = learned.split([p.numel() for p in self.parameters])
+            shaped = [x.reshape(p.shape) for x, p in zip(pieces, self.parameters, strict=True)]
+            both = [self.problem.shape_state(x.reshape(self.shape)) for x in (state, sensitivity)]
+            parts = [part for x in both for part in (x if self.problem.joined else (x,))]
+            return float(self.given((joined.new_zeros(()), *parts, *shaped)))
+        looked_at = (state, sensitivity) if self.given else (state, sensitivity, learned)
+        return max((float(rms(part)) for part in looked_at if part.numel()), default=0.0)
 
     def __call__(self, t: Tensor, joined: Tensor) -> Tensor:
         state, sensitivity, _ = self.split(joined)
@@ -262,8 +297,8 @@ def _parameters(
 ) -> list[Tensor]:
     if given is not None:
         return [p for p in given if p.requires_grad]
-    owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
-    found: list[Tensor] = list(owner.parameters()) if isinstance(owner, nn.Module) else []
+    owner = module_of(func)
+    found: list[Tensor] = [] if owner is None else list(owner.parameters())
     with torch.enable_grad():
         found += leaves(problem.func(problem.t[0], problem.y0.detach()))
     return list({id(p): p for p in found if p.requires_grad}.values())

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ._methods import Field
+from ._problem import Prepared
 
 __all__ = ["LogisticGrowth", "LotkaVolterraCompetition", "PredatorPrey"]
 
 Numbers = Tensor | Sequence[float] | float
 
 
-class _PerCapita(nn.Module):
+class _PerCapita(Prepared):
     """dy_i/dt = y_i (rate_i + sum_j interaction_ij y_j): each species grows per head.
 
     ``pointwise`` says that leading axes are samples, so that ``odeint`` may take the Jacobians of
@@ -28,11 +29,7 @@ class _PerCapita(nn.Module):
         """The rates (D,) and the interactions (D, D)."""
         raise NotImplementedError
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.prepared(y)(t, y)
-
     def prepared(self, y: Tensor) -> Field:
-        """This field for states like ``y``, with all that does not depend on them computed."""
         rate, interaction = (c.to(y.dtype) for c in self.coefficients())
         if y.dim() == 0 or y.shape[-1] != self.species:
             raise ValueError(
@@ -143,7 +140,7 @@ class PredatorPrey(_PerCapita):
         )
 
 
-class LogisticGrowth(nn.Module):
+class LogisticGrowth(Prepared):
     """One species that fills its space: dy/dt = growth y (1 - inverse_capacity y).
 
     Args:
@@ -165,11 +162,7 @@ class LogisticGrowth(nn.Module):
         self.growth = _parameter("growth", growth, ())
         self.inverse_capacity = _parameter("inverse_capacity", inverse_capacity, ())
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.prepared(y)(t, y)
-
     def prepared(self, y: Tensor) -> Field:
-        """This field for states like ``y``, with all that does not depend on them computed."""
         rate = self.growth.to(y.dtype)
         own = -rate * self.inverse_capacity.to(y.dtype)
         return lambda t, y: y * torch.addcmul(rate, y, own)

@@ -95,7 +95,8 @@ def fit(
         observe: maps the states (T, *y0.shape) to what is observed; default: the states.
         fit_y0: whether to fit the initial state too, from ``y0`` on.
         noise_std: the standard deviation of the noise if it is known; otherwise it is estimated
-            from the residual, with M - P degrees of freedom.
+            from the residual, with M - P degrees of freedom for M observations (not counting
+            those of t[0] that only repeat ``y0``) and P numbers fitted.
         rtol: tolerance of ``dopri5``.
         atol: tolerance of ``dopri5``.
         max_iterations: at most so many steps are tried.
@@ -106,7 +107,9 @@ def fit(
         A FitResult.
 
     Raises:
-        ValueError: for shapes that do not agree, or kept observations that are not finite.
+        ValueError: for shapes that do not agree, or kept observations that are not finite, or
+            predictions that are not finite at the start.
+        TypeError: for a field that is no module, or numbers that are not real.
         SolverError: if the field cannot be solved with the parameters given.
 
     Source: chapter `ode`, eq-ode-gauss-newton; Levenberg (1944), Marquardt (1963); Transtrum,
@@ -120,8 +123,16 @@ def fit(
     dy/dt = 0.7 y (1 - 0.01 y) True
     """
     check_positive(max_iterations, "max_iterations")
-    if noise_std is not None and not noise_std > 0:
-        raise ValueError(f"noise_std must be positive, got {noise_std!r}")
+    for name, number in (("noise_std", noise_std), ("tolerance", tolerance)):
+        if number is not None and not 0 < number < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {number!r}")
+    if not isinstance(field, nn.Module):
+        raise TypeError(f"field must be a torch.nn.Module, got {type(field).__name__}")
+    for name, given in (("y0", y0), ("observations", observations)):
+        if not isinstance(given, Tensor) or given.is_complex():
+            kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
+    observations = observations.detach()
     fitted = copy.deepcopy(field).to(dtype=torch.promote_types(_dtype(field), y0.dtype))
     model = Model(
         fitted,
@@ -137,13 +148,18 @@ def fit(
     vector = model.start
     predicted, derivative = model.jacobian(vector)
     keep, seen = _kept(observations, predicted, mask)
+    if not bool(predicted[keep].isfinite().all() & derivative[keep].isfinite().all()):
+        raise ValueError(
+            "observe must be finite, with its derivatives, at what field predicts at the start"
+        )
+    precision = torch.finfo(torch.promote_types(y0.dtype, torch.float32)).eps
     history: list[float] = []
     damping, trials = 1e-3, 0
     while True:
         residual, matrix = predicted[keep] - seen, derivative[keep]
         history.append(float(residual.square().sum()))
-        plane = _Tangent(matrix, residual)
-        floor = torch.finfo(y0.dtype).eps * float(seen.norm())
+        plane = _Tangent(matrix, residual, precision)
+        floor = precision * float(seen.norm())
         converged = plane.removable <= tolerance * float(residual.norm()) + floor
         if converged or trials == max_iterations:
             break
@@ -224,14 +240,14 @@ def _residual(model: Model, vector: Tensor, keep: Tensor, seen: Tensor) -> Tenso
 class _Tangent:
     """The linear problem at one vector, each column scaled to length one."""
 
-    def __init__(self, matrix: Tensor, residual: Tensor) -> None:
+    def __init__(self, matrix: Tensor, residual: Tensor, precision: float) -> None:
         norms = matrix.norm(dim=0)
         self.matrix, self.residual = matrix, residual
         self.scale = torch.where(norms > 0, norms, torch.ones_like(norms))
         self.left, self.singular, self.right = torch.linalg.svd(
             matrix / self.scale, full_matrices=False
         )
-        limit = max(matrix.shape) * torch.finfo(matrix.dtype).eps
+        limit = max(matrix.shape) * precision
         self.seen = self.singular > limit * self.singular.max().clamp_min(limit)
         self.removable = float((self.left.T @ residual)[self.seen].norm())
 
@@ -263,7 +279,8 @@ def _result(
     noise_std: float | None,
     observations: Tensor,
 ) -> FitResult:
-    rows = plane.matrix.abs().sum(1) > 0  # the row of t[0] says nothing when y0 is given
+    # A row that no parameter moves and that fits exactly is y0 itself, not a measurement of it.
+    rows = (plane.matrix.abs().sum(1) > 0) | (plane.residual != 0)
     freedom = int(rows.sum()) - len(vector)
     if noise_std is not None:
         variance = noise_std**2

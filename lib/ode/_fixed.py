@@ -101,8 +101,9 @@ def schedule(
     merged, wanted = _merge(values, candidates, gap)
     points = torch.tensor(merged, dtype=t.dtype, device=t.device)
     deltas = None if differentiable else _deltas(points, merged)
-    if differentiable:
-        points = points.index_copy(0, torch.tensor(wanted, device=t.device), t)
+    if differentiable:  # the grid is laid from t[0] and moves with it; what is asked for does not
+        moved = points + (t[0] - t[0].detach())
+        points = moved.index_copy(0, torch.tensor(wanted, device=t.device), t)
     return Schedule(points, deltas, wanted)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._fixed import Schedule, march
 from ._methods import Field, Method
@@ -114,13 +114,39 @@ def vectorised(func: Field, y: Tensor, *, tried: bool = False) -> tuple[Field | 
         return many, size
     state = y.detach()
     zero = torch.zeros((2, *[1] * y.dim()), dtype=y.dtype, device=y.device)
+    if _remembers(func, zero[0].reshape(()), state):
+        return None, 0
     try:
         with torch.no_grad():
-            apart = size == y.numel() or _rows_are_apart(func, zero[0].reshape(()), state)
             many(zero, torch.stack([state, state]))
+            apart = size == y.numel() or _rows_are_apart(func, zero[0].reshape(()), state)
     except Exception:
         return None, 0
     return (many, size) if apart else (None, 0)
+
+
+def _remembers(func: Field, t: Tensor, y: Tensor) -> bool:
+    """Whether a call leaves its mark on the module (running statistics): no trial may, then."""
+    owner = getattr(func, "owner", None)
+    before = _kept(owner)
+    if not before:
+        return False
+    with torch.no_grad():
+        func(t, y)
+    after = _kept(owner)
+    return len(before) != len(after) or any(
+        a is not b or m != n for (a, m), (b, n) in zip(before, after, strict=True)
+    )
+
+
+def _kept(owner: nn.Module | None) -> list[tuple[Tensor, int]]:
+    """The tensors of a module other than its parameters, each with its version."""
+    return [
+        (x, 0 if x.is_inference() else x._version)
+        for module in (() if owner is None else owner.modules())
+        for x in (*vars(module).values(), *module.buffers(recurse=False))
+        if isinstance(x, Tensor)
+    ]
 
 
 def _rows_are_apart(func: Field, t: Tensor, y: Tensor) -> bool:
@@ -162,7 +188,12 @@ class _Again:
         inputs = [x for x in (y, *others) if x.requires_grad]
         found = torch.autograd.grad(path, inputs, gradient, create_graph=True, allow_unused=True)
         by_input = {id(x): g for x, g in zip(inputs, found, strict=True)}
-        return [by_input.get(id(x)) for x in (y, *others)]
+        first, *rest = [by_input.get(id(x)) for x in (y, *others)]
+        if y.requires_grad and others:  # autograd will add once more what reaches them through y
+            through = torch.autograd.grad(y, others, first, create_graph=True, allow_unused=True)
+            pairs = zip(rest, through, strict=True)
+            rest = [g if g is None or h is None else g - h for g, h in pairs]
+        return [first, *rest]
 
 
 class _Path(torch.autograd.Function):

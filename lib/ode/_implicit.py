@@ -115,14 +115,15 @@ class Theta:
         """The inner point and the matrix I - theta dt J there, both without a graph."""
         t, scale, y = t.detach(), scale.detach(), y.detach()
         blind = is_transformed(y)  # under vmap or compile no value may be looked at
-        tolerance = torch.finfo(y.dtype).eps ** 0.5
+        tolerance, tiny = torch.finfo(y.dtype).eps ** 0.5, torch.finfo(y.dtype).tiny
         z = y
         with torch.no_grad():
             for _ in range(8 if blind else self.max_iterations):
                 slope, matrix = self._linear(func, t, scale, z)
                 change = solve_blocks(matrix, z - y - scale * slope)
                 z = z - change
-                size = (change.abs() / (1 + z.abs())).max()
+                near = z.abs()
+                size = (change.abs() / (near + near.max().clamp(tiny, 1.0))).max()
                 if not blind and not size > tolerance:  # also where it is not a number:
                     return z, matrix  # what is not finite the driver reports
         if blind:

@@ -15,9 +15,26 @@ from ._errors import FieldError, TimeOrderError
 from ._methods import Field
 from ._transforms import concrete, readable, real_dtype
 
-__all__ = ["Problem", "State"]
+__all__ = ["Prepared", "Problem", "State", "module_of"]
 
 State = Tensor | tuple[Tensor, ...]
+
+
+class Prepared(nn.Module):
+    """A field that computes once for a whole solve what depends on neither time nor state."""
+
+    def prepared(self, y: Tensor) -> Field:
+        """This field for states like ``y``."""
+        raise NotImplementedError
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.prepared(y)(t, y)
+
+
+def module_of(func: Callable[..., Any]) -> nn.Module | None:
+    """The module that ``func`` is, or is a method of."""
+    owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 @dataclass(frozen=True)
@@ -44,23 +61,24 @@ class Problem:
     def of(cls, func: Callable[..., Any], y0: State, t: Tensor | Sequence[float] | None) -> Problem:
         shape_state: Callable[[Tensor], Any] = _same
         joined = not isinstance(y0, Tensor)
+        if not callable(func):
+            raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
+        owner, pointwise = module_of(func), getattr(func, "pointwise", None)
         if isinstance(y0, Tensor):
             state = y0
         else:
             func, state, shape_state = _join(func, y0)
+            pointwise = None
         if not (state.is_floating_point() or state.is_complex()):
             raise TypeError(f"y0 must be floating-point or complex, got {state.dtype}")
-        pointwise = getattr(func, "pointwise", None)
         if real_dtype(state) in (torch.float16, torch.bfloat16):
             func, state, shape_state = _widen(func, state, shape_state)
-        elif hasattr(func, "prepared"):
-            func = func.prepared(state)
         else:
-            func = _bare(func)
+            func = _bare(func, state)
         times, values = _times(t, state)
         if values is not None and concrete(state.detach().isfinite().all()) is False:
             raise ValueError("y0 must be finite, got nan or inf in it")
-        return cls(_checked(func, pointwise), state, times, values, shape_state, joined)
+        return cls(_checked(func, pointwise, owner), state, times, values, shape_state, joined)
 
 
 def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[float] | None]:
@@ -84,7 +102,7 @@ def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"t must hold real numbers, got {times.dtype}")
     if not times.is_floating_point():
-        times = times.to(real_dtype(y))
+        times = times.double()
     if values is not None:
         _check_order(values, y)
     return times.to(y.device), values
@@ -106,22 +124,23 @@ def _check_order(values: list[float], y: Tensor) -> None:
             )
 
 
-def _bare(func: Callable[..., Any]) -> Callable[..., Any]:
+def _bare(func: Callable[..., Any], y: Tensor) -> Callable[..., Any]:
     """The forward of a module nobody watches: its ``__call__`` costs two small operations."""
     watched = getattr(nn.modules.module, "_has_any_global_hook", lambda: True)
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if (
         not isinstance(func, nn.Module)
+        or torch.compiler.is_compiling()
         or type(func).__call__ is not nn.Module.__call__
         or watched()
         or any(getattr(func, kind, True) for kind in kinds)
-        or torch.compiler.is_compiling()
     ):
         return func
-    return func.forward
+    overridden = getattr(func.forward, "__func__", None) is not Prepared.forward
+    return func.prepared(y) if isinstance(func, Prepared) and not overridden else func.forward
 
 
-def _checked(func: Callable[..., Any], pointwise: bool | None) -> Field:
+def _checked(func: Callable[..., Any], pointwise: bool | None, owner: nn.Module | None) -> Field:
     """``func``, refusing to return anything but the derivative of its state."""
 
     def field(t: Tensor, y: Tensor) -> Tensor:
@@ -138,7 +157,7 @@ def _checked(func: Callable[..., Any], pointwise: bool | None) -> Field:
             f"got {seen} at {_when(t)}"
         )
 
-    field.pointwise = pointwise  # type: ignore[attr-defined]
+    field.pointwise, field.owner = pointwise, owner  # type: ignore[attr-defined]
     return field
 
 
@@ -155,23 +174,30 @@ def _join(
         raise TypeError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
     shapes = [y.shape for y in y0]
     dtypes = [y.dtype for y in y0]
+    if not all(dtype.is_complex or dtype.is_floating_point for dtype in dtypes):
+        raise TypeError(f"y0 must be floating-point or complex, got {', '.join(map(str, dtypes))}")
     sizes = [y.numel() for y in y0]
 
     def split(y: Tensor, like: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
         parts = y.split(sizes, dim=-1)
         return tuple(
-            part.reshape(*y.shape[:-1], *shape).to(dtype)
+            (part if dtype.is_complex or not y.is_complex() else part.real)
+            .reshape((*y.shape[:-1], *shape))
+            .to(dtype)
             for part, shape, dtype in zip(parts, shapes, like, strict=True)
         )
 
     def joined(t: Tensor, y: Tensor) -> Tensor:
         slopes = func(t, split(y, dtypes))
-        seen = [tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__ for s in slopes]
-        if seen != [tuple(shape) for shape in shapes]:
+        several = isinstance(slopes, (tuple, list, Tensor))
+        seen = [_kind(slope) for slope in slopes] if several else [_kind(slopes)]
+        if not several or seen != [tuple(shape) for shape in shapes]:
             raise FieldError(
                 f"func must return a tuple of the shapes {[tuple(s) for s in shapes]} of its "
-                f"state, got {seen} at {_when(t)}"
+                f"state, got {seen if several else seen[0]} at {_when(t)}"
             )
+        if any(s.is_complex() > dtype.is_complex for s, dtype in zip(slopes, dtypes, strict=True)):
+            raise FieldError(f"func must return real slopes of what is real in y0, at {_when(t)}")
         return torch.cat([slope.reshape(-1).to(y.dtype) for slope in slopes])
 
     return joined, torch.cat([y.reshape(-1) for y in y0]), lambda y: split(y, dtypes)
@@ -181,12 +207,16 @@ def _widen(
     func: Callable[..., Any], y0: Tensor, shape_state: Callable[[Tensor], Any]
 ) -> tuple[Callable[..., Any], Tensor, Callable[[Tensor], Any]]:
     """Add up in float32 what ``func`` computes in half precision."""
-    half = y0.dtype
+    half, wide = y0.dtype, torch.promote_types(y0.dtype, torch.float32)
 
-    def widened(t: Tensor, y: Tensor) -> Tensor:
-        return func(t.to(half), y.to(half)).float()
+    def widened(t: Tensor, y: Tensor) -> Any:
+        return func(t.to(real_dtype(y0)), y.to(half))
 
-    return widened, y0.float(), lambda y: shape_state(y.to(half))
+    return widened, y0.to(wide), lambda y: shape_state(y.to(half))
+
+
+def _kind(slope: Any) -> Any:
+    return tuple(slope.shape) if isinstance(slope, Tensor) else type(slope).__name__
 
 
 def _same(y: Tensor) -> Any:

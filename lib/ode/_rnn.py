@@ -13,7 +13,8 @@ from lib._common import check_positive
 
 from ._fixed import Schedule
 from ._problem import Problem, State
-from ._solve import choose, follow
+from ._settings import choose
+from ._solve import check_scalar, follow
 
 __all__ = ["ODERNN"]
 
@@ -41,6 +42,7 @@ class ODERNN(nn.Module):
     ) -> None:
         super().__init__()
         choose(method)
+        check_scalar("dt", dt)
         if not isinstance(dt, Tensor) and (dt == 0 or not math.isfinite(dt)):
             raise ValueError(f"dt must be a finite number other than 0, got {dt!r}")
         self.func, self.dt, self.method = func, dt, method

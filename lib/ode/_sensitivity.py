@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ._fixed import march, schedule
 from ._gradient import all_steps, step_jacobians, vectorised
 from ._problem import Problem
-from ._solve import choose, gather_settings, solve
+from ._settings import choose, gather_settings
+from ._solve import solve
 
 __all__ = ["Model"]
 
@@ -81,9 +82,8 @@ class Model:
             pushed = torch.func.vmap(
                 lambda direction: torch.func.jvp(self.observe, (states,), (direction,))[1],
                 in_dims=-1,
-                out_dims=-1,
             )(moved)
-            return self.observe(states).double(), pushed.double()
+            return self.observe(states).double(), pushed.double().movedim(0, -1)
 
     def _solve(self, y0: Tensor) -> Tensor:
         problem = Problem.of(self.field, y0, self.t)
@@ -93,10 +93,10 @@ class Model:
         """States (T, *shape) and S = dy/dvector (T, *shape, P), by S_(n+1) = J_n S_n + G_n."""
         y0 = self.load(vector)
         problem = Problem.of(self.field, y0, self.t)
-        many, size = vectorised(problem.func, y0)
+        plan = schedule(problem.t, problem.values, y0, **self.settings)
+        many, size = vectorised(problem.func, y0) if len(plan) and y0.numel() else (None, 0)
         if many is None:
             return None
-        plan = schedule(problem.t, problem.values, y0, **self.settings)
         with torch.no_grad():
             path = torch.stack(march(problem.func, y0, plan, self.method, range(len(plan) + 1)))
         before = path[:-1].clone().requires_grad_()
@@ -139,13 +139,15 @@ class Model:
         with torch.enable_grad():
             predicted = self.observe(self._solve(y0))
         rows = torch.eye(predicted.numel(), dtype=predicted.dtype, device=predicted.device)
-        found = torch.autograd.grad(
-            predicted,
-            inputs,
-            rows.reshape(-1, *predicted.shape),
-            allow_unused=True,
-            is_grads_batched=True,
-        )
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        if predicted.requires_grad:
+            found = torch.autograd.grad(
+                predicted,
+                inputs,
+                rows.reshape(-1, *predicted.shape),
+                allow_unused=True,
+                is_grads_batched=True,
+            )
         columns = [
             torch.zeros(len(rows), x.numel()).to(rows) if g is None else g.reshape(len(rows), -1)
             for g, x in zip(found, inputs, strict=True)

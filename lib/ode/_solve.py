@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._adaptive import Control, integrate, rms
+from ._adaptive import HIDDEN, integrate
 from ._errors import SolverError
 from ._fixed import Schedule, march, schedule
 from ._gradient import march_in_parallel
-from ._methods import METHODS, Field, Method
+from ._methods import Field, Method
 from ._problem import Problem, State
+from ._settings import choose, control_for, gather_settings
 from ._transforms import concrete, real_dtype
 
-__all__ = ["choose", "follow", "gather_settings", "odeint", "solve", "step"]
-
-_FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb")
-_ADAPTIVE_OPTIONS = tuple(
-    f.name for f in dataclasses.fields(Control) if f.name not in ("rtol", "atol")
-)
+__all__ = ["check_scalar", "follow", "odeint", "solve", "step"]
 
 
 def odeint(
@@ -40,9 +34,10 @@ def odeint(
     """Solve dy/dt = func(t, y), y(t[0]) = y0, and return y at the times ``t``.
 
     The call is that of torchdiffeq, whose methods of the same name are the same, but for ``rk4``,
-    which is the classical one here (theirs is ``rk4_38``). A fixed step lands on every requested
-    time; ``dopri5`` ends a step at the last one and evaluates its continuous extension, of order
-    four, at those before.
+    which is the classical one here (theirs is ``rk4_38``). Their default is ``dopri5``, ours is
+    not: pass ``method``. A fixed step looks at no tolerance and lands on every requested time;
+    ``dopri5`` ends a step at the last one and evaluates its continuous extension, of order four,
+    at those before. There are no events and no callbacks.
 
     Args:
         func: maps a time (a scalar tensor) and a state to its derivative, of the state's shape.
@@ -133,6 +128,8 @@ def step(
     state = problem.y0
     real = real_dtype(state)
     start = torch.as_tensor(t, dtype=real, device=state.device)
+    check_scalar("t", start)
+    check_scalar("dt", dt)
     if isinstance(dt, Tensor):
         scales = [(dt * scale).to(state.dtype) for scale in chosen.scales]
     else:
@@ -162,18 +159,8 @@ def solve(
     differentiable = t.requires_grad and torch.is_grad_enabled()
     if adaptive:
         if problem.values is None:
-            raise ValueError(
-                "dopri5 chooses its steps by looking at values, which torch.compile and vmap "
-                "hide; take a method of fixed steps"
-            )
-        control = Control(
-            **{
-                **settings,
-                "rtol": _tolerance("rtol", rtol, problem),
-                "atol": _tolerance("atol", atol, problem),
-                "norm": _norm(problem, settings.get("norm")),
-            }
-        )
+            raise ValueError(HIDDEN)
+        control = control_for(problem, settings, rtol, atol)
         if differentiable:
             y = y - func(t[0], y) * _zero(t[0])
         states = integrate(func, y, problem.values, control)
@@ -199,72 +186,9 @@ def follow(func: Field, y: Tensor, plan: Schedule, method: Method) -> Tensor:
     return torch.stack(march(func, y, plan, method)) if states is None else states
 
 
-def choose(method: str | None) -> tuple[Method, bool]:
-    name = "dopri5" if method is None else method
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[name], name == "dopri5"
-
-
-def gather_settings(
-    method: Method, adaptive: bool, step_size: float | None, options: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The options that mean something to ``method``; the others are refused by name."""
-    settings = dict(options or {})
-    if step_size is not None:
-        if "step_size" in settings:
-            raise ValueError("step_size is given twice: as an argument and in options")
-        settings["step_size"] = step_size
-    settings.pop("dtype", None)  # times are float64 here in any case
-    allowed = _ADAPTIVE_OPTIONS if adaptive else _FIXED_OPTIONS
-    unknown = sorted(set(settings) - set(allowed))
-    if not adaptive:  # those of torchdiffeq's adaptive methods do no harm
-        unknown = [name for name in unknown if name != "norm"]
-    if unknown:
-        raise ValueError(
-            f"{method.name} has no option {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(allowed)}"
-        )
-    if settings.get("step_size") is not None and settings.get("grid_constructor") is not None:
-        raise ValueError("step_size and grid_constructor exclude each other")
-    if settings.pop("perturb", False):
-        raise ValueError("perturb is not supported; put the times of the jumps into t")
-    for name in ("step_t", "jump_t"):
-        if isinstance(settings.get(name), Tensor):
-            settings[name] = settings[name].tolist()
-    return settings
-
-
-def _tolerance(name: str, value: Any, problem: Problem) -> Any:
-    """A tolerance as a number, or as a tensor that broadcasts to the state; each of a tuple."""
-    y = problem.y0
-    if isinstance(value, (tuple, list)):
-        parts = problem.shape_state(y) if problem.joined else ()
-        if len(parts) != len(value):
-            raise ValueError(
-                f"{name} must be a number, a tensor, or as many of them as y0 has tensors, "
-                f"got {len(value)} for {len(parts) or 'a single tensor'}"
-            )
-        each = [
-            torch.as_tensor(v, dtype=real_dtype(y), device=y.device).expand(part.shape).reshape(-1)
-            for v, part in zip(value, parts, strict=True)
-        ]
-        return torch.cat(each)
-    if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise ValueError(f"{name} must not require a gradient")
-        return value.to(y.device)
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-    return value
-
-
-def _norm(problem: Problem, given: Callable[[Any], Any] | None) -> Callable[[Tensor], Any]:
-    """The size of an error: its root mean square, or the largest among those of a tuple."""
-    if not problem.joined:
-        return given or rms
-    chosen = given or (lambda parts: max(float(rms(part)) for part in parts if part.numel()))
-    return lambda x: chosen(problem.shape_state(x))
+def check_scalar(name: str, value: float | Tensor) -> None:
+    if isinstance(value, Tensor) and value.dim():
+        raise ValueError(f"{name} must be a number or a scalar, got shape {tuple(value.shape)}")
 
 
 def _zero(t: Tensor) -> Tensor:
