@@ -869,3 +869,18 @@ def test_active_units_are_those_whose_means_vary():
         assert vae.active_units(x, threshold).tolist() == (variances > threshold).tolist()
     assert vae.active_units(x).dtype == torch.bool
     assert vae.active_units(x[:1].expand(4, -1), threshold=0).tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_distributions_that_are_handed_out_check_what_they_are_asked(likelihood):
+    vae, x = bernoulli_vae(likelihood=likelihood), torch.rand(4, 6)
+    p, q = vae.decode(torch.zeros(4, 3)), vae.encode(x)
+    assert p.log_prob(x).isfinite().all()  # grey values too
+    assert set(p.sample((9,)).unique().tolist()) == {0.0, 1.0} or likelihood == "gaussian"
+    torch.testing.assert_close(kl_divergence(p, p), torch.zeros(4))
+    bad = 255 * x if likelihood == "bernoulli" else math.nan * x
+    for law, value in ((p, bad), (p, torch.rand(4, 5)), (q, torch.full((4, 3), math.nan))):
+        with pytest.raises(ValueError, match="[Vv]alue"):
+            law.log_prob(value)
+    unchecked = bernoulli_vae(likelihood=likelihood, validate_args=False)
+    assert unchecked.decode(torch.zeros(4, 3)).log_prob(bad).shape == (4,)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 
 from lib._common import at_least_float32, check_positive, values_readable
 from lib.vae._door import as_codes, as_images, as_posterior, ask
@@ -112,12 +112,14 @@ class VAE(nn.Module):
                 f"encoder returned log_var down to {log_var.min().item():.4g}, whose exponential, "
                 f"the variance, is zero in {log_var.dtype}"
             )
-        return Independent(Normal(mean, (0.5 * log_var).exp(), validate_args=False), 1)
+        law = Normal(mean, (0.5 * log_var).exp(), validate_args=self._may_read(mean))
+        return Independent(law, 1, validate_args=False)
 
     def decode(self, z: Tensor) -> Independent:
         """The likelihood p(x|z) for z (..., L), a distribution over x with batch shape (...)."""
         output = self._decoded(z)
-        return Independent(self._pixel_law(output), output.ndim - z.ndim + 1, validate_args=False)
+        law = self._pixel_law(output, validate_args=self._may_read(output))
+        return Independent(law, output.ndim - z.ndim + 1, validate_args=False)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) for z (..., L), shape (...), in nats."""
@@ -264,15 +266,15 @@ class VAE(nn.Module):
             )
         return output.reshape(*z.shape[:-1], *output.shape[1:])
 
-    def _pixel_law(self, output: Tensor) -> Distribution:
+    def _pixel_law(self, output: Tensor, *, validate_args: bool = False) -> Distribution:
         """p(x_d|z), pixel by pixel."""
         if self.likelihood == "bernoulli":
-            return Bernoulli(logits=output, validate_args=False)
+            return _Pixels(logits=output, validate_args=validate_args)
         if isinstance(self.variance, str):
             deviation = (0.5 * self.log_variance).exp().to(output.dtype)
         else:
             deviation = output.new_tensor(self.variance).sqrt()
-        return Normal(output, deviation, validate_args=False)
+        return Normal(output, deviation, validate_args=validate_args)
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), shape (S, B), for x (B, *event) and z (S, B, L) or (S, 1, L)."""
@@ -291,7 +293,7 @@ class VAE(nn.Module):
         return log_likelihood
 
     def _mean_image(self, z: Tensor) -> Tensor:
-        mean = self.decode(z).mean
+        mean = self._pixel_law(self._decoded(z)).mean
         if self._may_read(mean) and not mean.isfinite().all():
             raise ValueError("decoder returned values that are NaN or infinite")
         return mean
@@ -319,6 +321,12 @@ class VAE(nn.Module):
         noise = self._normal((num_samples, len(mean)), mean, generator)
         z = mean + (0.5 * log_var).exp() * noise
         return z, log_standard_normal(noise) - 0.5 * log_var.sum(-1)
+
+
+class _Pixels(Bernoulli):
+    """A Bernoulli law whose log_prob takes grey values too."""
+
+    support = constraints.unit_interval  # type: ignore[assignment]
 
 
 def _chunks(k: int, size: int | None) -> Iterator[int]:
