@@ -880,7 +880,7 @@ def test_the_distributions_that_are_handed_out_check_what_they_are_asked(likelih
     torch.testing.assert_close(kl_divergence(p, p), torch.zeros(4))
     bad = 255 * x if likelihood == "bernoulli" else math.nan * x
     for law, value in ((p, bad), (p, torch.rand(4, 5)), (q, torch.full((4, 3), math.nan))):
-        with pytest.raises(ValueError, match="[Vv]alue"):
+        with pytest.raises(ValueError, match=r"[Vv]alue"):
             law.log_prob(value)
     unchecked = bernoulli_vae(likelihood=likelihood, validate_args=False)
     assert unchecked.decode(torch.zeros(4, 3)).log_prob(bad).shape == (4,)
