@@ -34,6 +34,8 @@ class ClusterVAE(VAE):
 
     p(x, z, y) = p(x|z) N(z; means_y, I) / K,  q(z, y|x) = q(y|z) N(z; mean(x), diag var(x)).
 
+    ``iwae_bound`` and ``prior_bound`` are those of ``VAE`` with the mixture as the prior of z.
+
     Args:
         encoder, decoder, latent_dim, likelihood, variance, validate_args: as in ``VAE``.
         num_clusters: K.
@@ -94,6 +96,10 @@ class ClusterVAE(VAE):
         else:
             seen = repr(classifier)
             raise ValueError(f'classifier must be "network", "bayes" or a module, got {seen}')
+
+    def extra_repr(self) -> str:
+        """The options that are no modules."""
+        return f"{super().extra_repr()}, num_clusters={self.num_clusters}"
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) = log 1/K sum_y N(z; means_y, I) for z (..., L), shape (...), in nats."""

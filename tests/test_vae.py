@@ -861,11 +861,17 @@ def test_sample_and_reconstruct_are_the_decoder_s_means():
     torch.testing.assert_close(vae.reconstruct(x), vae.decoder(vae.encoder(x)[0]).sigmoid())
 
 
+def test_the_prior_is_the_standard_normal_law():
+    z = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prior = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    torch.testing.assert_close(bernoulli_vae().log_prior(z), prior.log_prob(z))
+
+
 def test_active_units_are_those_whose_means_vary():
     x = torch.rand(2, 3) * torch.tensor([1.0, 0.14, 0.01])
     vae = VAE(lambda x: (x, 0 * x), nn.Linear(3, 3), 3)
-    for threshold in (0.0, 1e-5, 0.01, 1.0):
-        variances = np.var(x.numpy(), axis=0, ddof=1)
+    variances = np.var(x.numpy(), axis=0, ddof=1)
+    for threshold in (0.0, 1e-5, 0.01, 1.0, *(0.9 * variances).tolist()):
         assert vae.active_units(x, threshold).tolist() == (variances > threshold).tolist()
     assert vae.active_units(x).dtype == torch.bool
     assert vae.active_units(x[:1].expand(4, -1), threshold=0).tolist() == [False] * 3

@@ -157,6 +157,7 @@ def test_state_dict_names():
     }
     assert names == {"means"} | {f"classifier.{i}.{k}" for i in (0, 2) for k in ("weight", "bias")}
     assert "classifier.0.weight" not in cluster_vae(classifier="bayes").state_dict()
+    assert "num_clusters=4" in repr(cluster_vae())
 
 
 def test_a_module_can_be_the_classifier():
@@ -519,3 +520,17 @@ def test_scores_take_integers_of_every_width(dtype):
     labels, clusters = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0, 0, 2])
     assert cluster_accuracy(labels.to(dtype), clusters.to(dtype)) == 0.75
     assert purity(labels.to(dtype), clusters.numpy().astype(np.uint64)) == 0.75
+
+
+def test_draws_follow_their_generator():
+    model, x = cluster_vae(), images()
+    for draw in (
+        lambda g: model.elbo(x, generator=g).value,
+        lambda g: model.iwae_bound(x, 3, generator=g),
+        lambda g: model.prior_bound(x, 3, generator=g),
+        lambda g: model.sample(3, generator=g),
+        lambda g: model.sample(3, cluster=1, generator=g),
+    ):
+        first, second = (draw(torch.Generator().manual_seed(5)) for _ in range(2))
+        assert first.equal(second)
+        assert not first.equal(draw(torch.Generator().manual_seed(6)))
