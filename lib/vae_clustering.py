@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lib._common import at_least_float32, check_positive
 from lib.vae import VAE
+from lib.vae._door import ask
 
 __all__ = ["ClusterELBO", "ClusterVAE", "cluster_accuracy", "purity"]
 
@@ -31,6 +33,8 @@ class ClusterVAE(VAE):
     """A VAE with a discrete latent y beside z, whose posterior q(y|z) names the cluster of x.
 
     p(x, z, y) = p(x|z) N(z; means_y, I) / K,  q(z, y|x) = q(y|z) N(z; mean(x), diag var(x)).
+
+    ``iwae_bound`` and ``prior_bound`` are those of ``VAE`` with the mixture as the prior of z.
 
     Args:
         encoder, decoder, latent_dim, likelihood, variance, validate_args: as in ``VAE``.
@@ -57,8 +61,8 @@ class ClusterVAE(VAE):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
+        encoder: Callable[[Tensor], tuple[Tensor, Tensor]],
+        decoder: Callable[[Tensor], Tensor],
         latent_dim: int,
         num_clusters: int,
         *,
@@ -90,7 +94,12 @@ class ClusterVAE(VAE):
             nn.init.normal_(self.means)
             self.classifier = None
         else:
-            raise ValueError(f'classifier must be "network", "bayes" or a module: {classifier!r}')
+            seen = repr(classifier)
+            raise ValueError(f'classifier must be "network", "bayes" or a module, got {seen}')
+
+    def extra_repr(self) -> str:
+        """The options that are no modules."""
+        return f"{super().extra_repr()}, num_clusters={self.num_clusters}"
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) = log 1/K sum_y N(z; means_y, I) for z (..., L), shape (...), in nats."""
@@ -104,12 +113,13 @@ class ClusterVAE(VAE):
         z = self._codes(z)
         if self.classifier is None:
             return self._log_components(z).log_softmax(-1)
-        logits = self.classifier(z.reshape(-1, self.latent_dim))
-        expected = (z[..., 0].numel(), self.num_clusters)
+        flat = z.reshape(-1, self.latent_dim)
+        logits = at_least_float32(ask(self.classifier, flat, "z"), "classifier output")
+        expected = (len(flat), self.num_clusters)
         if tuple(logits.shape) != expected:
             seen = tuple(logits.shape)
             raise ValueError(f"classifier must return logits of shape {expected}, got {seen}")
-        if self.validate_args and not logits.isfinite().all():
+        if self._may_read(logits) and not logits.isfinite().all():
             raise ValueError("classifier returned logits that are not finite")
         return logits.to(z.dtype).reshape(*z.shape[:-1], self.num_clusters).log_softmax(-1)
 
@@ -157,7 +167,7 @@ class ClusterVAE(VAE):
             raise TypeError(f"cluster must be an integer, got {cluster!r}")
         if cluster is not None and not 0 <= cluster < self.num_clusters:
             raise ValueError(f"cluster must be in [0, {self.num_clusters}), got {cluster}")
-        return self.decode(self._draw_prior(n, self.means, generator, cluster)).mean
+        return self._mean_image(self._draw_prior(n, self.means, generator, cluster))
 
     def _draw_prior(
         self, n: int, like: Tensor, generator: torch.Generator | None, cluster: int | None = None
@@ -170,18 +180,15 @@ class ClusterVAE(VAE):
             y = torch.full((n,), cluster, device=self.means.device)
         return self.means[y] + self._normal((n,), self.means, generator)
 
-    def _codes(self, z: Tensor) -> Tensor:
-        z = at_least_float32(z, "z")
-        if z.ndim < 1 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z must have shape (..., {self.latent_dim}), got {tuple(z.shape)}")
-        return z
-
     def _log_components(self, z: Tensor) -> Tensor:
         """log N(z; means_y, I), shape (..., K)."""
-        if self.validate_args and not self.means.isfinite().all():
-            raise ValueError("means must be finite, got NaN or infinite values")
         # Differences, not |z|^2 - 2 z.m + |m|^2: no cancellation, and no product under autocast
         distance = (z.unsqueeze(-2) - self.means.to(z.dtype)).square().sum(-1)
+        if self._may_read(distance) and not distance.isfinite().all():
+            raise ValueError(
+                f"means must be finite, and so near that squared distances to z are finite in "
+                f"{distance.dtype}; the largest is {self.means.abs().max().item():.4g}"
+            )
         return -0.5 * (distance + self.latent_dim * math.log(2 * math.pi))
 
 
@@ -191,8 +198,8 @@ def cluster_accuracy(labels: Any, clusters: Any) -> float:
     max over injections s of mean_i [s(cluster_i) = label_i]; a cluster left unnamed is wrong.
 
     Args:
-        labels: (N,) integers, the truth.
-        clusters: (N,) integers, the assignment; any number of different values.
+        labels: (N,) the truth: integers, bools or strings, whatever their values.
+        clusters: (N,) the assignment, likewise; it may hold more or fewer different values.
 
     Raises:
         ValueError: if the shapes differ, are not (N,), or N = 0.
@@ -233,10 +240,10 @@ def _contingency(labels: Any, clusters: Any) -> np.ndarray:
     """How often each label (row) meets each cluster (column)."""
     arrays = []
     for name, values in (("labels", labels), ("clusters", clusters)):
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        array = np.asarray(values.tolist() if isinstance(values, Tensor) else values)
+        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iubUS":
             raise ValueError(
-                f"{name} must be integers of shape (N,), N >= 1, "
+                f"{name} must be integers of shape (N,), N >= 1, or bools or strings, "
                 f"got {array.dtype} of shape {array.shape}"
             )
         arrays.append(np.unique(array, return_inverse=True)[1])

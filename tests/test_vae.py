@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import itertools
 import math
+import pickle
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -161,8 +167,9 @@ def test_chunks_do_not_change_the_bound(bound):
     parts = getattr(vae, bound)(x, 10, chunk_size=10, generator=draws.manual_seed(4))
     torch.testing.assert_close(whole, parts)
     uneven = getattr(vae, bound)(x, 10, chunk_size=3, generator=draws.manual_seed(4))
-    assert uneven.shape == whole.shape
-    assert uneven.isfinite().all()
+    draws.manual_seed(4)
+    sums = [getattr(vae, bound)(x, n, generator=draws) + math.log(n) for n in (3, 3, 3, 1)]
+    torch.testing.assert_close(uneven, torch.stack(sums).logsumexp(0) - math.log(10))
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -311,8 +318,9 @@ def test_results_follow_the_device(device):
     assert vae.sample(2).device.type == device
 
 
-def test_compiles_whole_and_maps():
-    vae = bernoulli_vae(validate_args=False)
+@pytest.mark.parametrize("validate", [None, False])
+def test_compiles_whole_and_maps(validate):
+    vae = bernoulli_vae(validate_args=validate)
     x = torch.rand(4, 6)
     compiled = torch.compile(lambda x: vae.elbo(x).value, fullgraph=True, backend="eager")
     torch.manual_seed(3)
@@ -321,6 +329,30 @@ def test_compiles_whole_and_maps():
     torch.testing.assert_close(compiled(x), expected)
     mapped = torch.func.vmap(lambda row: vae.elbo(row[None]).kl[0], randomness="different")(x)
     torch.testing.assert_close(mapped, vae.elbo(x).kl)
+    for ask in (vae.encoder, vae.reconstruct, vae.active_units, lambda x: vae.prior_bound(x, 2)):
+        torch.compile(ask, fullgraph=True, backend="eager")(x)
+
+
+def test_gradients_example_by_example():
+    vae, x = bernoulli_vae(), torch.rand(4, 6)
+    parameters = dict(vae.named_parameters())
+
+    def kl(parameters, row):
+        return torch.func.functional_call(vae, parameters, (row[None],)).kl[0]
+
+    each = torch.func.vmap(torch.func.grad(kl), in_dims=(None, 0), randomness="different")
+    found = each(parameters, x)["encoder.bias"]
+    for row, gradient in zip(x, found, strict=True):
+        vae.zero_grad()
+        vae.elbo(row[None]).kl.sum().backward()
+        torch.testing.assert_close(gradient, vae.encoder.bias.grad)
+
+
+def test_calling_the_module_is_asking_for_the_elbo():
+    vae, x = bernoulli_vae(), torch.rand(4, 6)
+    called = vae(x, num_samples=3, generator=torch.Generator().manual_seed(1))
+    asked = vae.elbo(x, num_samples=3, generator=torch.Generator().manual_seed(1))
+    assert called.value.equal(asked.value)
 
 
 @pytest.mark.parametrize(
@@ -329,12 +361,19 @@ def test_compiles_whole_and_maps():
         (torch.full((2, 6), 1.5), r"x must lie in \[0, 1\] under a Bernoulli .*got \[1.5, 1.5\]"),
         (torch.full((2, 6), -0.1), r"x must lie in \[0, 1\]"),
         (torch.full((2, 6), math.nan), r"x must lie in \[0, 1\]"),
+        (
+            torch.full((2, 6), 1 + 1e-6),
+            r"x must lie in \[0, 1\] .*got \[1\.00000095, 1\.00000095\]",
+        ),
+        (torch.full((2, 6), 255.0), r"x must lie in \[0, 1\]"),
         (torch.rand(6), r"x must have shape \(B, \*event\), got \(6,\)"),
+        (torch.tensor(0.5), r"x must have shape \(B, \*event\), got \(\)"),
     ],
 )
 def test_bad_images_are_refused(x, message):
     vae = bernoulli_vae()
-    for call in (vae.elbo, vae.reconstruct, lambda x: vae.iwae_bound(x, 2)):
+    calls = (vae.elbo, vae.encode, vae.reconstruct, vae.active_units)
+    for call in (*calls, lambda x: vae.iwae_bound(x, 2), lambda x: vae.prior_bound(x, 2)):
         with pytest.raises(ValueError, match=message):
             call(x)
 
@@ -382,6 +421,9 @@ def test_gaussian_pixels_must_be_finite():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"variance": 0.5}, r"a Bernoulli likelihood has no variance to set, got 0\.5"),
+        ({"variance": "learned"}, "a Bernoulli likelihood has no variance to set, got 'learned'"),
+        ({"likelihood": "gaussian", "variance": True}, "variance must be a positive number"),
         ({"likelihood": "poisson"}, "got 'poisson'"),
         ({"likelihood": "gaussian", "variance": 0.0}, r"variance must be a positive number.*0\.0"),
         ({"likelihood": "gaussian", "variance": math.inf}, "variance must be"),
@@ -467,3 +509,384 @@ def test_plain_functions_serve_as_networks():
     draws = torch.Generator().manual_seed(3)
     z = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(vae.sample(6, generator=draws), z @ w.T)
+
+
+def toy_vae():
+    """z ~ N(0, 1), y|z ~ N(z, 0.1), q(z|y) = N(0.6 y, 0.3): log p(y) = log N(y; 0, 1.1)."""
+    return VAE(
+        lambda y: (0.6 * y, math.log(0.3) + 0 * y),
+        nn.Identity(),
+        1,
+        likelihood="gaussian",
+        variance=0.1,
+    )
+
+
+def test_iwae_climbs_to_log_p_as_far_as_a_thousand_draws():
+    draws = torch.Generator().manual_seed(0)
+    gaps = []
+    for k in (1, 2, 5, 10, 50, 200, 1000):
+        y = 1.1**0.5 * torch.randn(400_000 // (k + 20), 1, generator=draws, dtype=torch.float64)
+        log_r = toy_vae().iwae_bound(y, k, generator=draws) - Normal(0, 1.1**0.5).log_prob(y)[:, 0]
+        excess = log_r.expm1() - log_r  # E r = 1, so its mean is the gap, with less noise in it
+        gaps.append((k, excess.mean().item(), excess.std().item() / len(y) ** 0.5))
+    for (_, gap, error), (_, less, its) in itertools.pairwise(gaps):
+        assert gap - less > 3 * (error + its)
+    # The essay's toy, by integration over y and z: gaps of 1.131, 0.104 and 0.008 nats
+    for k, expected in ((1, 1.131), (5, 0.104), (50, 0.008)):
+        gap, error = next(g[1:] for g in gaps if g[0] == k)
+        assert abs(gap - expected) < 4 * error + 5e-4
+    assert 0 < gaps[-1][1] < 1e-3
+
+
+def test_the_elbo_and_its_gradient_have_the_closed_form_as_expectation():
+    """E_q log p(x|z) of a linear decoder is that at the mean, minus sum_l sd_l^2 |w_l|^2 / 2v."""
+    model, _, x = linear_vae(4)
+    leaves = [(t.detach() + 0.3).requires_grad_() for t in model.posterior(x)] + [model.w]
+    vae = VAE(lambda x: leaves[:2], model, 2, likelihood="gaussian", variance=model.s)
+
+    mean_image = leaves[0] @ model.w.T + model.c
+    spread = (leaves[1].exp() * model.w.square().sum(0)).sum(1) / (2 * model.s)
+    exact = Normal(mean_image, model.s**0.5).log_prob(x).sum(1) - spread
+    q = Normal(leaves[0], (0.5 * leaves[1]).exp())
+    exact = exact - kl_divergence(q, Normal(0.0, 1.0)).sum(1)
+    wanted = torch.cat([t.flatten() for t in torch.autograd.grad(exact.sum(), leaves)])
+
+    draws = torch.Generator().manual_seed(0)
+    for analytic in (True, False):
+        values, slopes = [], []
+        for _ in range(200):
+            value = vae.elbo(x, num_samples=100, analytic_kl=analytic, generator=draws).value
+            gradient = torch.autograd.grad(value.sum(), leaves)
+            values.append(value.detach())
+            slopes.append(torch.cat([t.flatten() for t in gradient]))
+        for found, expected in ((values, exact.detach()), (slopes, wanted)):
+            found = torch.stack(found)
+            error = found.std(0) / len(found) ** 0.5
+            assert ((found.mean(0) - expected).abs() < 4.5 * error + 1e-9).all()
+            assert error.max() < 0.1  # sharp enough to tell one formula from another
+
+
+def test_the_sampled_kl_has_the_analytic_one_as_expectation():
+    vae, x = bernoulli_vae(), torch.rand(3, 6)
+    draws = torch.Generator().manual_seed(0)
+    sampled = torch.stack(
+        [vae.elbo(x, num_samples=50, analytic_kl=False, generator=draws).kl for _ in range(400)]
+    )
+    error = sampled.std(0) / len(sampled) ** 0.5
+    assert ((sampled.mean(0) - vae.elbo(x).kl).abs() < 4.5 * error).all()
+    assert error.max() < 0.01
+
+
+def test_the_gradient_of_iwae_is_that_of_the_log_weights_in_proportion_to_the_weights():
+    """Normalised weights, no gradient through them: Burda et al. (2016), equation 14."""
+    _, vae, x = linear_vae(6, shift=0.4)
+    draws = torch.Generator().manual_seed(2)
+    bound = vae.iwae_bound(x, 5, generator=draws)
+    gradient = torch.autograd.grad(bound.sum(), vae.decoder.w)[0]
+    q = vae.encode(x)
+    noise = torch.randn(5, 7, 2, generator=draws.manual_seed(2), dtype=torch.float64)
+    z = q.mean + q.stddev * noise
+    log_w = vae.decode(z).log_prob(x) + Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_prob(z)
+    weights = log_w.softmax(0).detach()
+    expected = torch.autograd.grad((weights * log_w).sum(), vae.decoder.w)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("bound", ["iwae_bound", "prior_bound"])
+def test_log_weights_of_minus_a_million_keep_their_digits(bound):
+    w = 30 * torch.ones(3, 2000, dtype=torch.float64)
+    x = 10 * torch.randn(5, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    leaf = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def ask(dtype):
+        vae = VAE(
+            lambda x: (x[:, :3] * 0 + leaf.to(dtype), x[:, :3] * 0 - 2),
+            lambda z: z @ w.to(dtype) + leaf.to(dtype).sum(),
+            3,
+            likelihood="gaussian",
+            variance=0.1,
+        )
+        vae._normal = lambda shape, like, generator: noise[: shape[0]].to(like.dtype)
+        shape = (50, 5, 3) if bound == "iwae_bound" else (50, 3)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        value = getattr(vae, bound)(x.to(dtype), 50)
+        return value, torch.autograd.grad(value.sum(), leaf)[0]
+
+    (single, gradient), (double, exact) = ask(torch.float32), ask(torch.float64)
+    assert double.max() < -9e5
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("log_var", [-100.0, -30.0, -1e-3, 0.0, 1e-3, 0.7, 30.0, 85.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_gaussian_kl_against_sixty_digits(log_var, dtype):
+    mean = torch.tensor([[3.0, -0.5]], dtype=dtype, requires_grad=True)
+    variances = torch.full((1, 2), log_var, dtype=dtype, requires_grad=True)
+    found = gaussian_kl(mean, variances)
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    assert found.dtype == work
+    v = Decimal(variances[0, 0].item())
+    exact = sum((Decimal(m) ** 2 + v.exp() - 1 - v) / 2 for m in (3.0, -0.5))
+    largest = torch.finfo(work).max
+    if exact > largest:
+        assert found.isinf()
+        return
+    assert found.item() == pytest.approx(float(exact), rel=4 * torch.finfo(work).eps)
+    found.sum().backward()
+    torch.testing.assert_close(mean.grad, mean.detach())
+    slope = float((v.exp() - 1) / 2)
+    if slope < torch.finfo(dtype).max:
+        tolerance = max(4 * torch.finfo(work).eps, torch.finfo(dtype).eps)
+        assert variances.grad[0, 0].item() == pytest.approx(slope, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussian_kl_is_never_negative(dtype):
+    small = torch.logspace(-20, 0, 2001, dtype=dtype)[:, None]
+    for log_var in (small, -small):
+        assert gaussian_kl(torch.zeros_like(log_var), log_var).min() >= 0
+
+
+def test_second_derivatives_of_the_divergence():
+    mean, log_var = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    inputs = mean.requires_grad_(), log_var.requires_grad_()
+    assert torch.autograd.gradcheck(gaussian_kl, inputs)
+    assert torch.autograd.gradgradcheck(gaussian_kl, inputs)
+
+
+def test_the_slope_of_a_learned_variance():
+    """d/d log v of log p(x|z) = (|x - x_hat|^2 / v - D) / 2, at any v."""
+    torch.manual_seed(0)
+    vae = VAE(Halves(4, 2), nn.Linear(1, 4), 1, likelihood="gaussian", variance="learned").double()
+    x, z = torch.randn(5, 4).double(), torch.randn(5, 1).double()
+    for log_v in (-3.0, 0.0, 2.0):
+        vae.log_variance.data.fill_(log_v)
+        (slope,) = torch.autograd.grad(vae.decode(z).log_prob(x).sum(), vae.log_variance)
+        error = (x - vae.decoder(z)).square().sum()
+        torch.testing.assert_close(slope, 0.5 * (error / math.exp(log_v) - 20))
+
+
+@pytest.mark.parametrize("event", [(6,), (1, 3, 4)])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_an_empty_batch_has_empty_bounds(event, likelihood):
+    vae = bernoulli_vae(event, likelihood=likelihood)
+    x = torch.rand(0, *event)
+    for analytic in (True, False):
+        bound = vae.elbo(x, num_samples=2, analytic_kl=analytic)
+        assert all(part.shape == (0,) for part in bound)
+    assert vae.iwae_bound(x, 3, chunk_size=2).shape == vae.prior_bound(x, 3).shape == (0,)
+    assert vae.reconstruct(x).shape == x.shape
+    assert vae.encode(x).batch_shape == (0,)
+    vae.elbo(x).value.sum().backward()
+    assert all((p.grad == 0).all() for p in vae.parameters())
+    with pytest.raises(ValueError, match="at least two examples, got 0"):
+        vae.active_units(x)
+
+
+def test_codes_in_half_precision_are_raised_to_float32():
+    vae = bernoulli_vae()
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).half()
+    assert vae.log_prior(z).dtype == vae.decode(z).mean.dtype == torch.float32
+    assert vae.log_prior(z).equal(vae.log_prior(z.float()))
+    assert vae.decode(z).mean.equal(vae.decode(z.float()).mean)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_half_parameters_cost_precision_of_the_networks_alone(half, likelihood):
+    vae = bernoulli_vae((40,), likelihood=likelihood)
+    x = torch.rand(4, 40, generator=torch.Generator().manual_seed(0)).to(half)
+    small = copy.deepcopy(vae).to(half)
+
+    def answers(model, x):
+        draws = torch.Generator().manual_seed(1)
+        yield model.elbo(x, generator=draws).value
+        yield model.iwae_bound(x, 3, generator=draws)
+        yield model.prior_bound(x, 3, generator=draws)
+        yield model.reconstruct(x)
+        yield model.sample(3, generator=draws)
+
+    for given in (x, x.float()):
+        for found, exact in zip(answers(small, given), answers(vae, x.float()), strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_double_networks_give_double_bounds_of_single_images(likelihood):
+    vae = bernoulli_vae((40,), likelihood=likelihood).double()
+    x = torch.rand(4, 40, generator=torch.Generator().manual_seed(0))
+    for ask in (
+        lambda x, g: vae.elbo(x, generator=g).value,
+        lambda x, g: vae.elbo(x, generator=g).reconstruction,
+        lambda x, g: vae.iwae_bound(x, 3, generator=g),
+    ):
+        single, double = (ask(x, torch.Generator().manual_seed(1)) for x in (x, x.double()))
+        assert single.dtype == torch.float64
+        torch.testing.assert_close(single, double, rtol=1e-14, atol=1e-14)
+    assert vae.prior_bound(x, 3).dtype == vae.sample(2).dtype == torch.float64
+
+
+def test_images_more_precise_than_the_parameters_are_refused():
+    with pytest.raises(TypeError, match=r"x is torch\.float64 but the parameters .*torch\.float32"):
+        bernoulli_vae().elbo(torch.rand(2, 6, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"z is torch\.float64 but the parameters .*torch\.float32"):
+        bernoulli_vae().decode(torch.zeros(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "error", "message"),
+    [
+        (None, nn.Linear(3, 6), TypeError, "encoder must be a module or a function, got None"),
+        (Halves(6, 6), 7, TypeError, "decoder must be a module or a function, got 7"),
+        (lambda x: (x, x, x), None, TypeError, r"return \(mean, log_var\), got 3 values"),
+        (lambda x: {"mean": x}, None, TypeError, r"return \(mean, log_var\), got dict"),
+        (lambda x: ([0.0], x), None, TypeError, "encoder's mean must be .* got list"),
+        (lambda x: (x[:, :3], x.long()), None, TypeError, r"encoder's log_var .*torch\.int64"),
+        (lambda x: (x[:, None, :3],) * 2, None, ValueError, r"\(2, 3\), got \(2, 1, 3\)"),
+        (None, lambda z: (z, z), TypeError, "decoder output must be .* got tuple"),
+        (None, lambda z: None, TypeError, "decoder output must be .* got NoneType"),
+        (None, lambda z: z.sum(), ValueError, r"decoder must map \(2, 3\) .* got \(\)"),
+        (None, lambda z: z[:1], ValueError, r"decoder must map \(2, 3\) .* got \(1, 3\)"),
+        (None, lambda z: z[:, :1], ValueError, r"examples of shape \(6,\) like x, got \(1,\)"),
+    ],
+)
+def test_networks_of_the_wrong_kind_are_refused(encoder, decoder, error, message):
+    named = message.startswith(("encoder must be", "decoder must be"))
+    encoder = encoder if encoder or named else Halves(6, 6)
+    decoder = decoder if decoder or named else nn.Linear(3, 6)
+    with pytest.raises(error, match=message):
+        VAE(encoder, decoder, 3).elbo(torch.rand(2, 6))
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e30, math.nan])
+def test_images_decoded_beyond_the_dtype_are_named_not_scored(value):
+    vae, x = bernoulli_vae(likelihood="gaussian"), torch.rand(2, 6)
+    vae.decoder[0].bias.data[2] = value
+    for call in (vae.elbo, lambda x: vae.iwae_bound(x, 2), lambda x: vae.prior_bound(x, 2)):
+        with pytest.raises(ValueError, match="whose log-likelihood is NaN or infinite"):
+            call(x)
+    if not math.isfinite(value):
+        for call in (vae.reconstruct, lambda x: vae.sample(2)):
+            with pytest.raises(ValueError, match="decoder returned values that are NaN or infin"):
+                call(x)
+
+
+def test_a_posterior_too_narrow_for_a_density_still_has_an_elbo():
+    vae = VAE(lambda x: (x[:, :3], x[:, :3] * 0 - 400), nn.Linear(3, 6), 3, likelihood="gaussian")
+    x = torch.rand(2, 6)
+    bound = vae.elbo(x)
+    exact = Normal(vae.decoder(x[:, :3]), 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(bound.reconstruction, exact)
+    torch.testing.assert_close(bound.kl, 0.5 * (x[:, :3].square() - 1 + 400).sum(1))
+    with pytest.raises(ValueError, match=r"log_var down to -400, whose exponential.* is zero in"):
+        vae.encode(x)
+
+
+def test_a_subclass_with_another_prior_is_not_given_the_divergence_from_the_old_one():
+    class Shifted(VAE):
+        def log_prior(self, z):
+            return super().log_prior(z - 3)
+
+    shifted = Shifted(Halves(6, 6), nn.Linear(3, 6), 3)
+    x = torch.rand(2, 6)
+    with pytest.raises(ValueError, match=r"but Shifted has a log_prior of its own.*=False"):
+        shifted.elbo(x)
+    bound = shifted.elbo(x, analytic_kl=False, generator=torch.Generator().manual_seed(1))
+    one = shifted.iwae_bound(x, 1, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(bound.value, one)
+
+
+def test_a_variance_may_be_a_number_of_numpy():
+    x = torch.rand(2, 6)
+    values = [
+        bernoulli_vae(likelihood="gaussian", variance=v).elbo(
+            x, generator=torch.Generator().manual_seed(0)
+        )
+        for v in (0.25, np.float32(0.25), np.float64(0.25))
+    ]
+    assert values[0].value.equal(values[1].value)
+    assert values[0].value.equal(values[2].value)
+
+
+def test_the_layout_of_the_images_does_not_matter():
+    vae = bernoulli_vae((2, 4, 3))
+    x = torch.rand(5, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+    sparse = torch.rand(10, 2, 4, 3)
+    sparse[::2] = x
+    copies = [
+        x.to(memory_format=torch.channels_last),
+        sparse[::2],
+        x.clone().requires_grad_(),
+        x.mT.contiguous().mT,
+    ]
+    expected = vae.elbo(x, generator=torch.Generator().manual_seed(1)).value
+    for same in copies:
+        value = vae.elbo(same, generator=torch.Generator().manual_seed(1)).value
+        torch.testing.assert_close(value, expected)
+    shared = vae.elbo(x[:1].expand(5, -1, -1, -1), generator=torch.Generator().manual_seed(1))
+    alone = vae.elbo(x[:1].repeat(5, 1, 1, 1), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(shared.value, alone.value)
+
+
+def test_the_elbo_can_be_differentiated_with_respect_to_the_images():
+    _, vae, x = linear_vae(3, shift=0.2)
+
+    def value(x):
+        return vae.elbo(x, generator=torch.Generator().manual_seed(1)).value
+
+    assert torch.autograd.gradcheck(value, x.requires_grad_())
+
+
+@pytest.mark.parametrize("variance", [0.3, "learned"])
+def test_copies_pickles_and_checkpoints_give_the_same_bound(variance):
+    vae, x = bernoulli_vae(likelihood="gaussian", variance=variance), torch.rand(3, 6)
+    file = io.BytesIO()
+    torch.save(vae.state_dict(), file)
+    file.seek(0)
+    loaded = bernoulli_vae(seed=9, likelihood="gaussian", variance=variance)
+    loaded.load_state_dict(torch.load(file), strict=True)
+    expected = vae.elbo(x, generator=torch.Generator().manual_seed(1)).value
+    for other in (loaded, copy.deepcopy(vae), pickle.loads(pickle.dumps(vae))):
+        assert other.elbo(x, generator=torch.Generator().manual_seed(1)).value.equal(expected)
+
+
+def test_sample_and_reconstruct_are_the_decoder_s_means():
+    vae, x = bernoulli_vae(), torch.rand(4, 6)
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    draws = torch.Generator().manual_seed(2)
+    torch.testing.assert_close(vae.sample(5, generator=draws), vae.decoder(z).sigmoid())
+    torch.testing.assert_close(vae.reconstruct(x), vae.decoder(vae.encoder(x)[0]).sigmoid())
+
+
+def test_the_prior_is_the_standard_normal_law():
+    z = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prior = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    torch.testing.assert_close(bernoulli_vae().log_prior(z), prior.log_prob(z))
+
+
+def test_active_units_are_those_whose_means_vary():
+    x = torch.rand(2, 3) * torch.tensor([1.0, 0.14, 0.01])
+    vae = VAE(lambda x: (x, 0 * x), nn.Linear(3, 3), 3)
+    variances = np.var(x.numpy(), axis=0, ddof=1)
+    for threshold in (0.0, 1e-5, 0.01, 1.0, *(0.9 * variances).tolist()):
+        assert vae.active_units(x, threshold).tolist() == (variances > threshold).tolist()
+    assert vae.active_units(x).dtype == torch.bool
+    assert vae.active_units(x[:1].expand(4, -1), threshold=0).tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_distributions_that_are_handed_out_check_what_they_are_asked(likelihood):
+    vae, x = bernoulli_vae(likelihood=likelihood), torch.rand(4, 6)
+    p, q = vae.decode(torch.zeros(4, 3)), vae.encode(x)
+    assert p.log_prob(x).isfinite().all()  # grey values too
+    assert set(p.sample((9,)).unique().tolist()) == {0.0, 1.0} or likelihood == "gaussian"
+    torch.testing.assert_close(kl_divergence(p, p), torch.zeros(4))
+    bad = 255 * x if likelihood == "bernoulli" else math.nan * x
+    for law, value in ((p, bad), (p, torch.rand(4, 5)), (q, torch.full((4, 3), math.nan))):
+        with pytest.raises(ValueError, match=r"[Vv]alue"):
+            law.log_prob(value)
+    unchecked = bernoulli_vae(likelihood=likelihood, validate_args=False)
+    assert unchecked.decode(torch.zeros(4, 3)).log_prob(bad).shape == (4,)

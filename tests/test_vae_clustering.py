@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from lib.vae import VAE
 from lib.vae_clustering import ClusterVAE, cluster_accuracy, purity
 
 
@@ -154,6 +157,7 @@ def test_state_dict_names():
     }
     assert names == {"means"} | {f"classifier.{i}.{k}" for i in (0, 2) for k in ("weight", "bias")}
     assert "classifier.0.weight" not in cluster_vae(classifier="bayes").state_dict()
+    assert "num_clusters=4" in repr(cluster_vae())
 
 
 def test_a_module_can_be_the_classifier():
@@ -207,6 +211,9 @@ def test_scores_do_not_depend_on_names():
         ([0, 1], [0], "same length, got 2 and 1"),
         ([], [], r"labels must be integers of shape \(N,\)"),
         ([0.5, 1.0], [0, 1], "labels must be integers"),
+        ([0, None], [0, 1], "labels must be integers .* got object"),
+        (torch.zeros(2, dtype=torch.bfloat16), [0, 1], "labels must be integers"),
+        (1, [0], r"labels must be integers .* of shape \(\)"),
         ([0, 1], [[0], [1]], r"clusters must be integers .* of shape \(2, 1\)"),
     ],
 )
@@ -239,6 +246,7 @@ def _nan_logits(shape):
         (nn.Linear(3, 1), r"classifier must return .* got \(6, 1\)"),
         (nn.Unflatten(1, (1, 3)), r"classifier must return .* got \(6, 1, 3\)"),
         (_nan_logits((3, 4)), "classifier returned logits that are not finite"),
+        (nn.Flatten(0), r"classifier must return .* got \(18,\)"),
     ],
 )
 def test_a_classifier_that_misbehaves_is_refused(classifier, message):
@@ -273,11 +281,16 @@ def test_bad_pictures_are_refused(method):
 
 
 @pytest.mark.parametrize("classifier", ["network", "bayes"])
-def test_means_that_diverged_are_named(classifier):
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
+def test_means_that_diverged_are_named(classifier, value):
     model = cluster_vae(classifier=classifier)
-    model.means.data[2, 1] = math.nan
-    with pytest.raises(ValueError, match="means must be finite"):
+    model.means.data[2, 1] = value
+    with pytest.raises(
+        ValueError, match=r"means must be finite, .* squared .* finite in torch\.fl"
+    ):
         model.elbo(images())
+    with pytest.raises(ValueError, match="means must be finite"):
+        model.log_prior(images()[:, :3])
 
 
 @pytest.mark.parametrize("cluster", [1.0, True, torch.tensor(1), "1"])
@@ -314,3 +327,210 @@ def test_models_trained_side_by_side_are_those_trained_alone():
     for ours, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
     assert not together[0].weight.equal(together[1].weight)
+
+
+def test_the_terms_of_the_bound_against_quadrature_and_enumeration():
+    """One latent unit, three clusters: E over z by a Riemann sum, over y by adding up."""
+    model = cluster_vae(latent=1, clusters=3, variance=0.7)
+    x, draws = images(4), torch.Generator().manual_seed(0)
+    parts = torch.stack(
+        [torch.stack(model.elbo(x, num_samples=100, generator=draws)) for _ in range(300)]
+    ).detach()
+    mean, log_var = (t.detach() for t in model.encoder(x))
+    t = torch.linspace(-10, 10, 4001, dtype=torch.float64)
+    z = mean + (log_var / 2).exp() * t[:, None, None]  # (T, B, 1)
+    weight = (-t.square() / 2).exp()[:, None] * (t[1] - t[0]) / math.sqrt(2 * math.pi)
+    q_y = model.classifier(z).softmax(-1)
+    log_q = Normal(mean, (log_var / 2).exp()).log_prob(z)
+    far = log_q - Normal(model.means[:, 0], 1.0).log_prob(z)  # (T, B, K)
+    log_x = Normal(model.decoder(z), 0.7**0.5).log_prob(x).sum(-1)
+    exact = [log_x, (q_y * far).sum(-1), (q_y * (3 * q_y).log()).sum(-1)]
+    exact = torch.stack([(weight * part).sum(0) for part in exact]).detach()
+    error = parts[:, 1:].std(0) / len(parts) ** 0.5
+    assert ((parts[:, 1:].mean(0) - exact).abs() < 4.5 * error + 1e-9).all()
+    assert error.max() < 0.05
+
+
+@pytest.mark.parametrize("classifier", ["network", "bayes", "module"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_an_empty_batch_has_empty_answers(classifier, likelihood):
+    classifier = nn.Linear(3, 4) if classifier == "module" else classifier
+    model = cluster_vae(classifier=classifier, likelihood=likelihood)
+    x = images(6)[:0]
+    assert all(part.shape == (0,) for part in model.elbo(x, num_samples=2))
+    assert model.iwae_bound(x, 3, chunk_size=2).shape == model.prior_bound(x, 3).shape == (0,)
+    assert model.predict(x).shape == (0,)
+    assert model.predict(x).dtype == torch.long
+    assert model.predict_proba(x).shape == (0, 4)
+    assert model.reconstruct(x).shape == (0, 5)
+    model.elbo(x).value.sum().backward()
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+def test_compiles_whole_and_maps(classifier):
+    model, x = cluster_vae(classifier=classifier), images()
+    for ask in (model.predict_proba, model.reconstruct):
+        compiled = torch.compile(ask, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), ask(x))
+    for ask in (
+        lambda x: model(x).value,
+        lambda x: model.iwae_bound(x, 3),
+        lambda x: model.prior_bound(x, 3),
+    ):
+        compiled = torch.compile(ask, fullgraph=True, backend="eager")
+        torch.manual_seed(1)
+        expected = ask(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(compiled(x), expected)
+        rows = torch.func.vmap(lambda row, ask=ask: ask(row[None])[0], randomness="different")(x)
+        assert rows.shape == (6,)
+        assert rows.isfinite().all()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+def test_half_parameters_cost_precision_of_the_networks_alone(half, classifier):
+    model = cluster_vae(dtype=torch.float32, classifier=classifier)
+    x = images().to(half)
+    small = copy.deepcopy(model).to(half)
+    exact = model.elbo(x.float(), generator=torch.Generator().manual_seed(1))
+    for given in (x, x.float()):
+        bound = small.elbo(given, generator=torch.Generator().manual_seed(1))
+        for found, expected in zip(bound, exact, strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=0.03, atol=0.05)
+    assert small.sample(2).dtype == small.predict_proba(x).dtype == torch.float32
+    assert small.iwae_bound(x, 2).dtype == small.prior_bound(x, 2).dtype == torch.float32
+
+
+def test_checkpoints_give_the_same_bound():
+    model, x = cluster_vae(variance="learned"), images()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    loaded = cluster_vae(seed=5, variance="learned")
+    loaded.load_state_dict(torch.load(file), strict=True)
+    for other in (loaded, copy.deepcopy(model)):
+        ours, theirs = (
+            m.elbo(x, generator=torch.Generator().manual_seed(1)) for m in (model, other)
+        )
+        assert ours.value.equal(theirs.value)
+
+
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+def test_one_cluster_at_the_origin_is_a_vae(classifier):
+    """K = 1: balance is nought and alignment the sampled divergence from N(0, I)."""
+    model, x = cluster_vae(clusters=1, classifier=classifier), images()
+    nn.init.zeros_(model.means)
+    bound = model.elbo(x, num_samples=3, generator=torch.Generator().manual_seed(1))
+    plain = VAE(model.encoder, model.decoder, 3, likelihood="gaussian")
+    expected = plain.elbo(
+        x, num_samples=3, analytic_kl=False, generator=torch.Generator().manual_seed(1)
+    )
+    torch.testing.assert_close(bound.alignment, expected.kl)
+    torch.testing.assert_close(bound.reconstruction, expected.reconstruction)
+    torch.testing.assert_close(bound.value, expected.value)
+    assert (bound.balance == 0).all()
+
+
+@pytest.mark.parametrize("method", ["decode", "log_prior", "log_classes"])
+@pytest.mark.parametrize("classifier", ["network", "bayes"])
+def test_codes_that_are_not_finite_are_refused(method, classifier):
+    z = images()[:, :3]
+    z[1, 2] = math.nan
+    with pytest.raises(ValueError, match="z must be finite, got NaN or infinite values"):
+        getattr(cluster_vae(classifier=classifier), method)(z)
+
+
+def test_samples_that_are_not_finite_are_refused():
+    model = cluster_vae()
+    model.decoder.bias.data[1] = math.nan
+    for cluster in (None, 2):
+        with pytest.raises(ValueError, match="decoder returned values that are NaN or infinite"):
+            model.sample(3, cluster=cluster)
+
+
+def test_a_classifier_that_returns_no_tensor_is_refused():
+    class Pair(nn.Module):
+        def forward(self, z):
+            return z, z
+
+    with pytest.raises(TypeError, match=r"classifier output must be .* got tuple"):
+        cluster_vae(classifier=Pair()).elbo(images())
+    with pytest.raises(ValueError, match=r'"bayes" or a module, got <function'):
+        cluster_vae(classifier=lambda z: z)
+
+
+def test_a_cluster_without_members_is_never_predicted_and_can_still_be_drawn():
+    model, x = cluster_vae(classifier="bayes"), images(50)
+    model.means.data[2] = 1e4
+    assert 2 not in model.predict(x)
+    assert (model.predict_proba(x)[:, 2] == 0).all()
+    bound = model.elbo(x)
+    (-bound.value.mean()).backward()
+    assert (model.means.grad[2] == 0).all()
+    assert model.sample(3, cluster=2).shape == (3, 5)
+
+
+def _best_naming(labels, clusters, one_to_one):
+    """The best accuracy over all maps from clusters to labels, or to nothing."""
+    names, groups = sorted(set(labels)), sorted(set(clusters))
+    best = 0.0
+    for naming in product([*names, None], repeat=len(groups)):
+        used = [name for name in naming if name is not None]
+        if one_to_one and len(used) != len(set(used)):
+            continue
+        name = dict(zip(groups, naming, strict=True))
+        right = [name[c] == v for v, c in zip(labels, clusters, strict=True)]
+        best = max(best, sum(right) / len(right))
+    return best
+
+
+@pytest.mark.parametrize(
+    ("labels", "clusters"),
+    [
+        ([5], [-3]),
+        ([0, 1, 2, 3], [7, 7, 7, 7]),
+        ([2, 2, 2, 2], [0, 1, 2, 3]),
+        ([0, 0, 1, 1, 2, 2, 2], [4, 9, 4, 9, 9, 4, 4]),
+        ([10**12, -1, -1, 10**12, 3], [0, 0, 5, 5, 5]),
+        (["cat", "dog", "cat", "emu"], [1, 0, 1, 0]),
+        ([True, False, False, True, True], [3, 1, 1, 1, 3]),
+        ([0, 1, 1, 2, 2, 2], ["a", "b", "b", "b", "c", "c"]),
+    ],
+)
+def test_scores_of_names_that_are_not_counted_from_nought(labels, clusters):
+    accuracy = _best_naming(labels, clusters, one_to_one=True)
+    pure = _best_naming(labels, clusters, one_to_one=False)
+    forms = [lambda v: v, np.array, tuple]
+    if not isinstance(labels[0], str) and not isinstance(clusters[0], str):
+        forms.append(torch.tensor)
+    for form in forms:
+        assert cluster_accuracy(form(labels), form(clusters)) == pytest.approx(accuracy)
+        assert purity(form(labels), form(clusters)) == pytest.approx(pure)
+    order = np.random.default_rng(0).permutation(len(labels))
+    shuffled = np.array(labels)[order], np.array(clusters)[order]
+    assert cluster_accuracy(*shuffled) == pytest.approx(accuracy)
+    assert cluster_accuracy(clusters, labels) == pytest.approx(accuracy)  # it is symmetric
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_scores_take_integers_of_every_width(dtype):
+    labels, clusters = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0, 0, 2])
+    assert cluster_accuracy(labels.to(dtype), clusters.to(dtype)) == 0.75
+    assert purity(labels.to(dtype), clusters.numpy().astype(np.uint64)) == 0.75
+
+
+def test_draws_follow_their_generator():
+    model, x = cluster_vae(), images()
+    for draw in (
+        lambda g: model.elbo(x, generator=g).value,
+        lambda g: model.iwae_bound(x, 3, generator=g),
+        lambda g: model.prior_bound(x, 3, generator=g),
+        lambda g: model.sample(3, generator=g),
+        lambda g: model.sample(3, cluster=1, generator=g),
+    ):
+        first, second = (draw(torch.Generator().manual_seed(5)) for _ in range(2))
+        assert first.equal(second)
+        assert not first.equal(draw(torch.Generator().manual_seed(6)))

@@ -86,7 +86,7 @@ def train_together(
 
     Args:
         models: changed in place.
-        loss: maps a model and a batch to a scalar; must not check values, which vmap forbids.
+        loss: maps a model and a batch to a scalar, without branching on values (vmap).
         x: (N, D).
         steps: batches, rounded up to whole passes over ``x``.
         batch_size: examples per model and step.

@@ -1,18 +1,21 @@
-"""Variational autoencoders whose bounds are log-probabilities in nats, nothing rescaled."""
+"""The model: two networks, a prior, and the bounds of log p(x) that they give."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 
 from lib._common import at_least_float32, check_positive, values_readable
+from lib.vae._door import as_codes, as_images, as_posterior, ask
+from lib.vae._gaussian import divergence, log_standard_normal
 
-__all__ = ["ELBO", "VAE", "gaussian_kl"]
+__all__ = ["ELBO", "VAE"]
 
 
 class ELBO(NamedTuple):
@@ -24,43 +27,6 @@ class ELBO(NamedTuple):
     value: Tensor
     reconstruction: Tensor
     kl: Tensor
-
-
-def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL divergence from the standard normal prior to a diagonal Gaussian.
-
-    KL(N(mean, exp(log_var)) || N(0, I)) = 1/2 sum_l (mean_l^2 + exp(log_var_l) - 1 - log_var_l).
-
-    Args:
-        mean: (..., L).
-        log_var: (..., L), logarithms of the variances.
-
-    Returns:
-        (...), in nats, at least float32.
-
-    Raises:
-        ValueError: if the shapes differ, or values are not finite (not checked while compiling).
-        TypeError: if one is not floating.
-
-    Source: chapter ``vae``, eq-vae-kl; Kingma and Welling (2014), appendix B.
-
-    >>> gaussian_kl(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
-    tensor([0.5000])
-    """
-    mean, log_var = at_least_float32(mean, "mean"), at_least_float32(log_var, "log_var")
-    if mean.shape != log_var.shape or mean.ndim < 1:
-        seen = f"{tuple(mean.shape)} and {tuple(log_var.shape)}"
-        raise ValueError(f"mean and log_var must have the same shape (..., L), got {seen}")
-    if __debug__ and values_readable(mean, log_var):
-        for name, value in (("mean", mean), ("log_var", log_var)):
-            if not value.isfinite().all():
-                raise ValueError(f"{name} must be finite, got NaN or infinite values")
-    return _gaussian_kl(mean, log_var)
-
-
-def _gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    # expm1(v) - v, not exp(v) - 1 - v: near v = 0 the difference of two numbers near 1 is noise
-    return 0.5 * (mean.square() + torch.expm1(log_var) - log_var).sum(-1)
 
 
 class VAE(nn.Module):
@@ -78,13 +44,17 @@ class VAE(nn.Module):
         variance: of the Gaussian likelihood: a positive number, or ``"learned"`` for one scalar
             parameter ``log_variance``.
         validate_args: check values (support of x, what the networks return), which reads tensors;
-            by default as torch.distributions does. Turn it off for
-            ``torch.compile(fullgraph=True)`` and ``torch.func.vmap``.
+            by default on, unless Python runs with ``-O``. Inside ``torch.compile`` and
+            ``torch.func`` values cannot be read, and are not checked.
+
+    Networks are called in the precision of their parameters; all else is at least float32. A
+    subclass with another prior overrides ``log_prior``, and ``_draw_prior`` for what draws from it.
 
     Raises:
         ValueError: if an argument makes no sense, if the encoder or decoder returns other shapes
             or values that are not finite, or if x holds NaN or leaves the support.
-        TypeError: if x is not floating, or the encoder returns no pair.
+        TypeError: if x is not floating or more precise than the parameters, if a network is not
+            callable, or if the encoder returns no pair.
 
     Source: chapter ``vae``, eq-vae-elbo; Kingma and Welling (2014).
 
@@ -109,48 +79,51 @@ class VAE(nn.Module):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__()
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            if not callable(network):
+                raise TypeError(f"{name} must be a module or a function, got {network!r}")
         check_positive(latent_dim, "latent_dim")
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f'likelihood must be "bernoulli" or "gaussian", got {likelihood!r}')
-        is_number = isinstance(variance, int | float) and not isinstance(variance, bool)
+        is_number = isinstance(variance, Real) and not isinstance(variance, bool)
         if variance != "learned" and not (is_number and 0 < variance < math.inf):
             raise ValueError(f'variance must be a positive number or "learned", got {variance!r}')
+        if likelihood == "bernoulli" and variance != 1:
+            raise ValueError(f"a Bernoulli likelihood has no variance to set, got {variance!r}")
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
         self.likelihood, self.variance = likelihood, variance
         self.validate_args = __debug__ if validate_args is None else validate_args
-        if likelihood == "gaussian" and variance == "learned":
+        if variance == "learned":
             self.log_variance = nn.Parameter(torch.zeros(()))
 
     def extra_repr(self) -> str:
         """The options that are no modules."""
         return f"{self.latent_dim}, likelihood={self.likelihood!r}, variance={self.variance!r}"
 
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        """``elbo``, for all that wants to call a module: hooks, DDP, ``functional_call``."""
+        return self.elbo(x, **options)
+
     def encode(self, x: Tensor) -> Independent:
         """The posterior q(z|x), a distribution over z (B, L)."""
-        mean, log_var = self._posterior(x)
-        return Independent(Normal(mean, (0.5 * log_var).exp(), validate_args=False), 1)
+        mean, log_var = self._posterior(self._checked(x))
+        if self._may_read(log_var) and not (log_var.exp() > 0).all():
+            raise ValueError(
+                f"encoder returned log_var down to {log_var.min().item():.4g}, whose exponential, "
+                f"the variance, is zero in {log_var.dtype}"
+            )
+        law = Normal(mean, (0.5 * log_var).exp(), validate_args=self._may_read(mean))
+        return Independent(law, 1, validate_args=False)
 
     def decode(self, z: Tensor) -> Independent:
         """The likelihood p(x|z) for z (..., L), a distribution over x with batch shape (...)."""
-        self._check_latent(z)
-        flat = self.decoder(z.reshape(-1, self.latent_dim))
-        if len(flat) != z[..., 0].numel() or flat.ndim < 2:
-            raise ValueError(
-                f"decoder must map ({z[..., 0].numel()}, {self.latent_dim}) to as many examples, "
-                f"got {tuple(flat.shape)}"
-            )
-        output = at_least_float32(flat, "decoder output").reshape(*z.shape[:-1], *flat.shape[1:])
-        base: Distribution
-        if self.likelihood == "bernoulli":
-            base = Bernoulli(logits=output, validate_args=False)
-        else:
-            base = Normal(output, self._deviation(output), validate_args=False)
-        return Independent(base, flat.ndim - 1, validate_args=False)
+        output = self._decoded(z)
+        law = self._pixel_law(output, validate_args=self._may_read(output))
+        return Independent(law, output.ndim - z.ndim + 1, validate_args=False)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) for z (..., L), shape (...), in nats."""
-        self._check_latent(z)
-        return _log_normal(z)
+        return log_standard_normal(self._codes(z))
 
     def elbo(
         self,
@@ -169,13 +142,17 @@ class VAE(nn.Module):
                 same draws, an estimator with the same expectation.
             generator: source of the draws.
 
+        Raises:
+            ValueError: besides what ``VAE`` names, if ``num_samples`` is below 1, or if
+                ``analytic_kl`` is asked of a subclass with another ``log_prior``.
+
         Source: chapter ``vae``, eq-vae-elbo and eq-vae-losses.
         """
         x = self._checked(x)
         mean, log_var = self._posterior(x)
         z, log_q = self._draw(mean, log_var, num_samples, generator)
         reconstruction = self._log_likelihood(x, z).mean(0)
-        kl = _gaussian_kl(mean, log_var) if analytic_kl else (log_q - self.log_prior(z)).mean(0)
+        kl = self._kl(mean, log_var) if analytic_kl else (log_q - self.log_prior(z)).mean(0)
         return ELBO(reconstruction - kl, reconstruction, kl)
 
     def iwae_bound(
@@ -250,89 +227,83 @@ class VAE(nn.Module):
         """
         if not threshold >= 0:
             raise ValueError(f"threshold must be at least 0, got {threshold}")
+        x = self._checked(x)
         if len(x) < 2:
             raise ValueError(f"x must hold at least two examples, got {len(x)}")
-        return self._posterior(self._checked(x))[0].var(0) > threshold
+        return self._posterior(x)[0].var(0) > threshold
 
-    def _check_latent(self, z: Tensor) -> None:
-        if not z.is_floating_point():
-            raise TypeError(f"z must be a floating-point tensor, got {z.dtype}")
-        if z.ndim < 1 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z must have shape (..., {self.latent_dim}), got {tuple(z.shape)}")
-        if self.validate_args and not z.isfinite().all():
-            raise ValueError("z must be finite, got NaN or infinite values")
-
-    def _mean_image(self, z: Tensor) -> Tensor:
-        mean = self.decode(z).mean
-        if self.validate_args and mean.isnan().any():
-            raise ValueError("decoder returned values that are NaN")
-        return mean
-
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.encoder(x)
-        if not isinstance(posterior, tuple | list) or len(posterior) != 2:
-            seen = type(posterior).__name__
-            raise TypeError(f"encoder must return (mean, log_var), got {seen}")
-        mean, log_var = posterior
-        expected = (len(x), self.latent_dim)
-        for name, value in (("mean", mean), ("log_var", log_var)):
-            if tuple(value.shape) != expected:
-                raise ValueError(
-                    f"encoder must return {name} of shape (B, latent_dim) = {expected}, "
-                    f"got {tuple(value.shape)}"
-                )
-            if self.validate_args and not value.isfinite().all():
-                raise ValueError(f"encoder returned {name} with values that are not finite")
-        mean, log_var = at_least_float32(mean), at_least_float32(log_var)
-        if self.validate_args and not log_var.exp().isfinite().all():
-            raise ValueError(
-                f"encoder returned log_var up to {log_var.max().item():.4g}, whose exponential, "
-                f"the variance, is not finite in {log_var.dtype}"
-            )
-        return mean, log_var
-
-    def _deviation(self, reference: Tensor) -> Tensor:
-        if isinstance(self.variance, str):
-            return (0.5 * self.log_variance).exp().to(reference.dtype)
-        return reference.new_tensor(self.variance).sqrt()
+    def _may_read(self, tensor: Tensor) -> bool:
+        return self.validate_args and values_readable(tensor)
 
     def _checked(self, x: Tensor) -> Tensor:
-        """``x`` in at least float32, inside the support of the likelihood."""
-        x = at_least_float32(x, "x")
-        if x.ndim < 2:
-            raise ValueError(f"x must have shape (B, *event), got {tuple(x.shape)}")
-        if self.validate_args and x.numel():
-            low, high = x.aminmax()
-            if self.likelihood == "bernoulli" and not (low >= 0 and high <= 1):
-                seen = f"[{low.item():.4g}, {high.item():.4g}]"
-                raise ValueError(f"x must lie in [0, 1] under a Bernoulli likelihood, got {seen}")
-            if not (low.isfinite() and high.isfinite()):
-                raise ValueError("x must be finite, got NaN or infinite values")
-        return x
+        unit_interval = self.likelihood == "bernoulli"
+        return as_images(x, unit_interval=unit_interval, validate=self.validate_args)
+
+    def _codes(self, z: Tensor) -> Tensor:
+        return as_codes(z, self.latent_dim, validate=self.validate_args)
+
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = len(x), self.latent_dim
+        return as_posterior(ask(self.encoder, x, "x"), shape, validate=self.validate_args)
+
+    def _kl(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        if type(self).log_prior is not VAE.log_prior:
+            raise ValueError(
+                f"analytic_kl=True is the divergence from N(0, I), but {type(self).__name__} has "
+                f"a log_prior of its own: ask for analytic_kl=False"
+            )
+        return divergence(mean, log_var)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """What the decoder says of z (..., L): logits or means (..., *event)."""
+        z = self._codes(z)
+        flat = z.reshape(-1, self.latent_dim)
+        output = at_least_float32(ask(self.decoder, flat, "z"), "decoder output")
+        if output.ndim < 2 or len(output) != len(flat):
+            raise ValueError(
+                f"decoder must map {tuple(flat.shape)} to as many examples, "
+                f"got {tuple(output.shape)}"
+            )
+        return output.reshape(*z.shape[:-1], *output.shape[1:])
+
+    def _pixel_law(self, output: Tensor, *, validate_args: bool = False) -> Distribution:
+        """p(x_d|z), pixel by pixel."""
+        if self.likelihood == "bernoulli":
+            return _Pixels(logits=output, validate_args=validate_args)
+        if isinstance(self.variance, str):
+            deviation = (0.5 * self.log_variance).exp().to(output.dtype)
+        else:
+            deviation = output.new_tensor(self.variance).sqrt()
+        return Normal(output, deviation, validate_args=validate_args)
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), shape (S, B), for x (B, *event) and z (S, B, L) or (S, 1, L)."""
-        likelihood = self.decode(z)
-        if likelihood.event_shape != x.shape[1:]:
+        output = self._decoded(z)
+        if output.shape[2:] != x.shape[1:]:
             raise ValueError(
                 f"decoder must return examples of shape {tuple(x.shape[1:])} like x, "
-                f"got {tuple(likelihood.event_shape)}"
+                f"got {tuple(output.shape[2:])}"
             )
-        log_likelihood = likelihood.log_prob(x)
-        if self.validate_args and log_likelihood.isnan().any():
-            raise ValueError("decoder returned values whose log-likelihood is NaN")
+        # Cross-entropy comes in the precision of x; and Independent fails on an empty batch
+        x = x.to(torch.promote_types(x.dtype, output.dtype))
+        each = self._pixel_law(output).log_prob(x)
+        log_likelihood = each.sum(tuple(range(2, each.ndim)))
+        if self._may_read(log_likelihood) and not log_likelihood.isfinite().all():
+            raise ValueError("decoder returned values whose log-likelihood is NaN or infinite")
         return log_likelihood
+
+    def _mean_image(self, z: Tensor) -> Tensor:
+        mean = self._pixel_law(self._decoded(z)).mean
+        if self._may_read(mean) and not mean.isfinite().all():
+            raise ValueError("decoder returned values that are NaN or infinite")
+        return mean
 
     def _normal(
         self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        return torch.randn(
-            *shape,
-            self.latent_dim,
-            generator=generator,
-            device=like.device,
-            dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
-        )
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        shape = *shape, self.latent_dim
+        return torch.randn(shape, generator=generator, device=like.device, dtype=dtype)
 
     def _draw_prior(self, n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """z (n, L) from p(z)."""
@@ -349,12 +320,13 @@ class VAE(nn.Module):
         check_positive(num_samples, "num_samples")
         noise = self._normal((num_samples, len(mean)), mean, generator)
         z = mean + (0.5 * log_var).exp() * noise
-        return z, _log_normal(noise) - 0.5 * log_var.sum(-1)
+        return z, log_standard_normal(noise) - 0.5 * log_var.sum(-1)
 
 
-def _log_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) over the last axis."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+class _Pixels(Bernoulli):
+    """A Bernoulli law whose log_prob takes grey values too."""
+
+    support = constraints.unit_interval  # type: ignore[assignment]
 
 
 def _chunks(k: int, size: int | None) -> Iterator[int]:
