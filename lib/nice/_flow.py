@@ -35,7 +35,7 @@ class NICE(nn.Module):
 
     f is a stack of couplings, in which the even and the odd coordinates take turns to move, and a
     scaling. With additive couplings the scaling alone changes volume. Three couplings are the
-    fewest in which every output depends on every input.
+    fewest in which every output depends on every input (two if D = 2).
 
     Args:
         dim: D, even.
@@ -146,7 +146,7 @@ class NICE(nn.Module):
         for coupling in list(self.couplings)[-2:]:
             mean = self(x)[0].mean(0) * (-log_scale).exp()
             coupling.add_to_shift(-mean[0::2] if coupling.swap else -mean[1::2])
-        deviation = self(x)[0].std(0)
+        deviation = self(x)[0].std(0, correction=0)
         rounding = 16 * torch.finfo(deviation.dtype).eps * x.abs().max() * log_scale.exp()
         if constant := int((deviation <= rounding).sum()):
             raise ValueError(f"{constant} coordinates of z are constant: dequantize adds the noise")
