@@ -144,12 +144,13 @@ def test_scaling():
     torch.testing.assert_close(scaling.inverse(z), x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dim", [2, 4, 8])
 @pytest.mark.parametrize("num_couplings", [1, 2, 3, 4])
-def test_three_couplings_mix_everything(num_couplings):
-    flow = small_flow(2, 8, num_couplings=num_couplings, hidden=40)
-    jacobians = vmap(jacrev(lambda row: flow(row)[0]))(points(30, 8))
+def test_three_couplings_mix_everything(num_couplings, dim):
+    flow = small_flow(2, dim, num_couplings=num_couplings, hidden=40)
+    jacobians = vmap(jacrev(lambda row: flow(row)[0]))(points(30, dim))
     reached = (jacobians.abs() > 1e-12).any(0)
-    assert reached.all().item() == (num_couplings >= 3)
+    assert reached.all().item() == (num_couplings >= (2 if dim == 2 else 3))
 
 
 # --- the inverse --------------------------------------------------------------------------------
@@ -422,6 +423,53 @@ def test_onednn_linear_steps_aside():
     torch.testing.assert_close(leaf.grad, frozen.weight.sum(0).expand(2, 4))
 
 
+def gradient_of_a_penalty(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Gradients of |d(sum of layer(x)^2)/dx|^2, asked of autograd in the way that skips nodes."""
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(layer(leaf).square().sum(), leaf, create_graph=True)
+    return list(torch.autograd.grad(slope.square().sum(), [leaf, *layer.parameters()]))
+
+
+def test_onednn_linear_can_be_differentiated_twice():
+    torch.manual_seed(0)
+    plain, fast = nn.Linear(4, 3), OneDNNLinear(4, 3)
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 4)
+    weight, bias = plain.weight.detach(), plain.bias.detach()
+    slope = 2 * (x @ weight.T + bias) @ weight  # d/dx of |W x + b|^2, by hand
+    expected = 2 * slope @ weight.T @ weight * 2
+    ours = gradient_of_a_penalty(fast, x)
+    torch.testing.assert_close(ours[0], expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ours, gradient_of_a_penalty(plain, x), rtol=1e-4, atol=1e-4)
+    # a gradient that does not depend on x still depends on the weights
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(fast(leaf).sum(), leaf, create_graph=True)
+    (of_weight,) = torch.autograd.grad(slope.square().sum(), fast.weight)
+    torch.testing.assert_close(of_weight, (2 * 5 * weight.sum(0)).expand(3, 4))
+
+
+@pytest.mark.parametrize("prior", ["logistic", "normal"])
+def test_the_hessian_of_the_density_with_the_onednn_layer(prior):
+    flow = randomise(NICE(4, hidden=5, num_hidden=1, prior=prior, linear=OneDNNLinear), 3)
+    x = points(4, dtype=torch.float32)
+    batch = torch.autograd.functional.hessian(lambda rows: flow.log_prob(rows).sum(), x[None])
+    exact = copy.deepcopy(flow).double()
+    step, columns = 1e-6, []
+    for i in range(4):  # differences of the float64 gradient
+        ends = x.double() + step * torch.tensor([[1.0], [-1.0]]) * torch.eye(4)[i]
+        ends = ends.requires_grad_()
+        (slopes,) = torch.autograd.grad(exact.log_prob(ends).sum(), ends)
+        columns.append((slopes[0] - slopes[1]) / (2 * step))
+    torch.testing.assert_close(batch[0, :, 0], torch.stack(columns).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_onednn_linear_under_batched_gradients():
+    layer, x = OneDNNLinear(4, 3), torch.randn(5, 4)
+    jacobian = torch.autograd.functional.jacobian(layer, x, vectorize=True)
+    expected = torch.einsum("nm,oi->nomi", torch.eye(5), layer.weight.detach())
+    torch.testing.assert_close(jacobian, expected)
+
+
 # --- names --------------------------------------------------------------------------------------
 
 
@@ -584,6 +632,20 @@ def test_the_transform_is_a_citizen_of_torch_distributions():
     torch.testing.assert_close(density.log_prob(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+def test_the_log_det_of_the_transform_refuses_what_forward_refuses(coupling):
+    flow = randomise(NICE(4, hidden=3, num_hidden=1, coupling=coupling), 0)
+    log_det, x = flow.transform.log_abs_det_jacobian, points(2, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"x must have shape \(..., 4\), got \(2, 5\)"):
+        log_det(torch.zeros(2, 5), torch.zeros(2, 5))
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch.int64"):
+        log_det(torch.zeros(2, 4).long(), x)
+    with pytest.raises(TypeError, match=r"x is torch.float64 but the parameters are torch.float32"):
+        log_det(x.double(), x)
+    half = x.bfloat16()
+    torch.testing.assert_close(log_det(half, half), flow(half)[1], rtol=0, atol=0)
+
+
 # --- the logistic distribution ------------------------------------------------------------------
 
 
@@ -621,6 +683,15 @@ def test_logistic_tails():
     )
 
 
+def test_logistic_log_prob_is_even_to_the_ends():
+    law = Logistic(0.0, 1.0, validate_args=False)
+    ends = torch.tensor([math.inf, 3e38, 1e-3, 0.0])
+    assert torch.equal(law.log_prob(ends), law.log_prob(-ends))
+    assert law.log_prob(-ends)[:2].tolist() == [-math.inf, -ends[1].item()]
+    x = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.functional.hessian(law.log_prob, x).item() == -0.5
+
+
 def test_logistic_samples():
     torch.manual_seed(0)
     law = Logistic(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])).expand((3, 2))
@@ -644,6 +715,10 @@ def test_logistic_refuses_bad_arguments():
         Logistic(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=True)
     with pytest.raises(ValueError, match="support"):
         Logistic(0.0, torch.ones(2), validate_args=True).log_prob(torch.tensor([0.0, math.nan]))
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"probabilities, got 1 outside 0 .. 1"):
+            Logistic(0.0, 1.0, validate_args=True).icdf(torch.tensor([0.5, bad]))
+    assert Logistic(0.0, 1.0).icdf(torch.tensor([0.0, 1.0])).tolist() == [-math.inf, math.inf]
 
 
 # --- sampling -----------------------------------------------------------------------------------
@@ -697,8 +772,12 @@ def test_initialize_makes_a_batch_look_like_the_prior(prior, coupling):
     flow.initialize(x)
     z, _ = flow(x)
     assert z.mean(0).abs().max() < 1e-10
-    torch.testing.assert_close(z.std(0), flow.prior.stddev)
-    assert flow.log_prob(x).mean() > before + 1
+    torch.testing.assert_close(z.std(0, correction=0), flow.prior.stddev)
+    likelihood = flow.log_prob(x).mean()
+    assert likelihood > before + 1
+    if prior == "normal":  # no scaling is likelier
+        (slope,) = torch.autograd.grad(likelihood, flow.scaling.log_scale)
+        assert slope.abs().max() < 1e-10
     state = copy.deepcopy(flow.state_dict())
     flow.initialize(x)
     for name, value in flow.state_dict().items():
@@ -724,8 +803,41 @@ def test_initialize_refuses():
         flow.initialize(points(6))
     with pytest.raises(ValueError, match="6 coordinates of z are constant: dequantize"):
         flow.initialize(torch.ones(5, 6).double())
-    with pytest.raises(TypeError, match="must end in a layer with a bias"):
-        AdditiveCoupling(4, net=nn.Tanh()).add_to_shift(torch.zeros(2))
+    bad = torch.tensor([[0.0, 1.0], [math.nan, 2.0]])
+    with pytest.raises(ValueError, match="x must be finite, got 1 NaN"):
+        NICE(2, hidden=3, validate_args=False).initialize(bad)
+    with pytest.raises(TypeError, match="x must be a floating-point tensor, got list"):
+        flow.initialize([[0.0] * 6] * 2)
+
+
+class OutputFirst(nn.Module):
+    """A network whose last layer is registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.first = nn.Linear(5, 2), nn.Linear(2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    "net",
+    [nn.Tanh(), nn.Linear(2, 2, bias=False), nn.Linear(2, 3), OutputFirst(), nn.BatchNorm2d(4)],
+)
+def test_only_a_last_bias_of_the_right_size_is_shifted(net):
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(TypeError, match=r"must end in a layer with a bias \(2,\)"):
+        AdditiveCoupling(4, net=net).add_to_shift(torch.ones(2))
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_initialize_with_normalised_weights():
+    normed = torch.nn.utils.parametrizations.weight_norm
+    flow = NICE(6, hidden=8, num_hidden=1, linear=lambda i, o: normed(nn.Linear(i, o))).double()
+    x = points(50, 6) + 3
+    flow.initialize(x)
+    assert flow(x)[0].mean(0).abs().max() < 1e-10
 
 
 def test_a_deep_network_starts_lively_and_its_shift_small():
@@ -753,6 +865,35 @@ def test_dequantize_never_leaves_the_interval(levels, dtype, extreme, monkeypatc
     assert y.min() >= 0
     assert y.max() < 1
     assert torch.equal((y * levels).floor().long(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [23, 49, 200, 256, 1000, 65536])
+def test_dequantize_at_the_lower_end(levels, dtype, monkeypatch):
+    """(x + 0) / 49 * 49 can round to a little less than x."""
+    x = torch.arange(levels)
+    for u in (0.0, 1e-12, 1e-6):
+        monkeypatch.setattr(torch, "rand", lambda s, u=u, **k: torch.full(s, u, dtype=dtype))
+        y = dequantize(x, levels, dtype=dtype)
+        assert torch.equal((y * levels).floor().long(), x)
+
+
+@pytest.mark.parametrize("levels", [256, 65536])
+def test_dequantisation_noise_has_no_heap_at_the_end(levels):
+    noise = dequantize(torch.full((40_000,), 3), levels, generator=torch.Generator().manual_seed(0))
+    u = noise.double() * levels - 3
+    assert u.unique().numel() > 30_000
+    uniform = (torch.arange(40_000) + 0.5) / 40_000
+    assert (u.sort().values - uniform).abs().max() < 1.95 / math.sqrt(40_000)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_dequantize_inside_vmap(randomness):
+    x = torch.arange(12).view(3, 4)
+    y = vmap(dequantize, randomness=randomness)(x)
+    assert torch.equal((y * 256).floor().long(), x)
+    rows = y * 256 - x
+    assert (rows[0] - rows[1]).abs().max().lt(1e-4) == (randomness == "same")
 
 
 @pytest.mark.parametrize(
@@ -843,6 +984,8 @@ def test_the_dequantised_density_bounds_the_probability(coupling):
         (lambda: bits_per_dim(torch.tensor([3]), 4), TypeError, "log_prob must be a floating"),
         (lambda: bits_per_dim(torch.tensor([1.0, math.nan]), 4), ValueError, "got 1 NaN"),
         (lambda: bits_per_dim(math.nan, 4), ValueError, "log_prob must be numbers, got 1 NaN"),
+        (lambda: bits_per_dim(None, 4), TypeError, "log_prob must be a tensor or a number, got No"),
+        (lambda: bits_per_dim([1.0], 4), TypeError, "log_prob must be .* got list"),
         (lambda: bits_per_dim(1.0, 0), ValueError, "dim must be at least 1"),
         (lambda: bits_per_dim(1.0, 4.0), TypeError, "dim must be an integer"),
         (lambda: bits_per_dim(1.0, 4, levels=1), ValueError, "levels"),
@@ -853,12 +996,18 @@ def test_the_dequantised_density_bounds_the_probability(coupling):
         (lambda: AdditiveCoupling(5), ValueError, "even, got 5"),
         (lambda: AffineCoupling(5), ValueError, "even, got 5"),
         (lambda: AffineCoupling(4, bound=0.0), ValueError, "bound must be positive"),
+        (lambda: AffineCoupling(4, bound=math.nan), ValueError, "bound must be positive"),
+        (lambda: AffineCoupling(4, bound=math.inf), ValueError, "positive and finite, got inf"),
+        (lambda: AffineCoupling(4, bound="2"), ValueError, "positive and finite, got '2'"),
+        (lambda: AdditiveCoupling(4, net=torch.sin), TypeError, "net must be a torch.nn.Module"),
+        (lambda: AdditiveCoupling(4, net=nn.Tanh), TypeError, "net must be a torch.nn.Module"),
         (lambda: Scaling(0), ValueError, "dim must be at least 1"),
         (lambda: NICE(4, num_couplings=0), ValueError, "num_couplings must be at least 1"),
         (lambda: NICE(4, hidden=0), ValueError, "hidden must be at least 1"),
         (lambda: NICE(4, num_hidden=0), ValueError, "num_hidden must be at least 1"),
         (lambda: NICE(4, prior="gaussian"), ValueError, "prior must be .*'gaussian'"),
         (lambda: NICE(4, coupling="spline"), ValueError, "coupling must be .*'spline'"),
+        (lambda: NICE(4, coupling=["affine"]), ValueError, "coupling must be .*'affine'"),
     ],
 )
 def test_bad_arguments(call, error, match):
@@ -924,3 +1073,18 @@ def test_bad_sampling_arguments(arguments, error, match):
 def test_a_network_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"net must map \(2, 3\) to \(2, 3\), got \(2, 5\)"):
         AdditiveCoupling(6, net=nn.Linear(3, 5))(torch.zeros(2, 6))
+    with pytest.raises(ValueError, match=r"net must map \(2, 3\) to \(2, 3\), got tuple"):
+        AdditiveCoupling(6, net=nn.LSTM(3, 3))(torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("layer", [AdditiveCoupling, AffineCoupling])
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_network_that_writes_on_its_input_does_not_move_the_kept_half(layer, swap):
+    outputs = 3 if layer is AdditiveCoupling else 6
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, outputs)).double()
+    coupling, x = layer(6, net=net, swap=swap), points(5, 6)
+    z, log_abs_det = coupling(x)
+    kept = slice(1 if swap else 0, None, 2)
+    assert torch.equal(z[:, kept], x[:, kept])
+    torch.testing.assert_close(coupling.inverse(z), x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_abs_det, slogdet(lambda row: coupling(row)[0], x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,11 @@ class Coupling(nn.Module):
         super().__init__()
         self.dim, self.swap = dim, swap
         self.outputs = self.outputs_per_coordinate * dim // 2
+        self._lends_copies = net is not None  # such a network may write on what it is given
         if net is None:
             net = _network(dim // 2, self.outputs, hidden, num_hidden, linear)
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {net!r}")
         self.net = net
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,9 +110,15 @@ class Coupling(nn.Module):
     @torch.no_grad()
     def add_to_shift(self, offset: Tensor) -> None:
         """Add ``offset`` (D/2,) to the shift at every point, in the last bias of the network."""
-        bias = getattr(list(self.net.modules())[-1], "bias", None)
-        if not isinstance(bias, Tensor):
-            raise TypeError("net must end in a layer with a bias for its shift to be changed")
+        last = self.net
+        while isinstance(last, nn.Sequential):
+            last = last[-1]
+        bias = getattr(last, "bias", None)
+        if not isinstance(bias, Tensor) or bias.shape != (self.outputs,):
+            raise TypeError(
+                f"net must end in a layer with a bias ({self.outputs},) for its shift to be "
+                f"changed, got {last}"
+            )
         bias[-self.dim // 2 :].add_(offset)
 
     def extra_repr(self) -> str:
@@ -126,12 +136,11 @@ class Coupling(nn.Module):
         return x
 
     def _network_output(self, kept: Tensor) -> Tensor:
-        output = self.net(kept.to(self._dtype(kept.dtype)))
+        output = self.net(kept.to(self._dtype(kept.dtype), copy=self._lends_copies))
         expected = (*kept.shape[:-1], self.outputs)
-        if output.shape != expected:
-            raise ValueError(
-                f"net must map {tuple(kept.shape)} to {expected}, got {tuple(output.shape)}"
-            )
+        if not isinstance(output, Tensor) or output.shape != expected:
+            seen = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"net must map {tuple(kept.shape)} to {expected}, got {seen}")
         return output
 
 
@@ -141,7 +150,8 @@ class AdditiveCoupling(Coupling):
     z_1 = x_1,  z_2 = x_2 + m(x_1),  log |det dz/dx| = 0
 
     x_1 are the even coordinates and x_2 the odd ones; with ``swap`` it is the other way round.
-    The inverse x_2 = z_2 - m(z_1) costs the same and asks nothing of m: it may be any network.
+    The inverse x_2 = z_2 - m(z_1) costs the same and asks of m only that it returns the same for
+    the same x_1 (so no dropout while training): it may be any such network.
 
     Args:
         dim: D, even.
@@ -152,8 +162,9 @@ class AdditiveCoupling(Coupling):
         net: use this module, (..., D/2) -> (..., D/2), as m instead.
 
     Raises:
-        ValueError: if ``dim`` is odd, or a tensor's last axis is not ``dim`` or it is not finite.
-        TypeError: if a tensor is not floating-point.
+        ValueError: if ``dim`` is odd, or a tensor's last axis is not ``dim`` or it is not finite,
+            or ``net`` returns another shape.
+        TypeError: if a tensor is not floating-point, or ``net`` is not a module.
 
     Source: chapter `nice`, eq-nice-coupling; Dinh, Krueger and Bengio (2015).
 
@@ -186,11 +197,11 @@ class AffineCoupling(Coupling):
     Args:
         dim, swap, hidden, num_hidden, linear: as in ``AdditiveCoupling``.
         net: use this module, (..., D/2) -> (..., D), instead: raw log-scales, then shifts.
-        bound: largest log-scale, positive.
+        bound: largest log-scale, positive and finite.
 
     Raises:
-        ValueError: if ``dim`` is odd, ``bound`` is not positive, the last axis is not ``dim``, or
-            a tensor is not finite.
+        ValueError: if ``dim`` is odd, ``bound`` is not positive and finite, the last axis is not
+            ``dim``, or a tensor is not finite.
         TypeError: if a tensor is not floating-point.
 
     Source: chapter `nice`, eq-nice-affine; Dinh, Sohl-Dickstein and Bengio (2017).
@@ -218,9 +229,9 @@ class AffineCoupling(Coupling):
         super().__init__(
             dim, swap=swap, hidden=hidden, num_hidden=num_hidden, linear=linear, net=net
         )
-        if not bound > 0:
-            raise ValueError(f"bound must be positive, got {bound}")
-        self.bound = bound
+        if not (isinstance(bound, Real) and 0 < bound < math.inf):
+            raise ValueError(f"bound must be positive and finite, got {bound!r}")
+        self.bound: float = bound
 
     def move(self, moved: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """x_2 e^s + t, and the sum of the log-scales s."""

@@ -35,7 +35,7 @@ class NICE(nn.Module):
 
     f is a stack of couplings, in which the even and the odd coordinates take turns to move, and a
     scaling. With additive couplings the scaling alone changes volume. Three couplings are the
-    fewest in which every output depends on every input.
+    fewest in which every output depends on every input (two if D = 2).
 
     Args:
         dim: D, even.
@@ -86,7 +86,7 @@ class NICE(nn.Module):
         check_positive(num_couplings, "num_couplings")
         if prior not in ("logistic", "normal"):
             raise ValueError(f'prior must be "logistic" or "normal", got {prior!r}')
-        if coupling not in _COUPLINGS:
+        if coupling not in tuple(_COUPLINGS):
             raise ValueError(f'coupling must be "additive" or "affine", got {coupling!r}')
         super().__init__()
         self.dim, self._prior = dim, prior
@@ -133,8 +133,11 @@ class NICE(nn.Module):
         2018).
 
         Raises:
-            ValueError: if there are fewer than two points, or if a coordinate of z is constant.
+            ValueError: if there are fewer than two points, if they are not finite, or if a
+                coordinate of z is constant.
         """
+        x = enter(x, self.dim, self.scaling.log_scale.dtype, "x")
+        require_finite(x, "x")
         if x.dim() != 2 or len(x) < 2:
             raise ValueError(
                 f"x must hold two points or more, (B, {self.dim}), got {tuple(x.shape)}"
@@ -143,7 +146,7 @@ class NICE(nn.Module):
         for coupling in list(self.couplings)[-2:]:
             mean = self(x)[0].mean(0) * (-log_scale).exp()
             coupling.add_to_shift(-mean[0::2] if coupling.swap else -mean[1::2])
-        deviation = self(x)[0].std(0)
+        deviation = self(x)[0].std(0, correction=0)
         rounding = 16 * torch.finfo(deviation.dtype).eps * x.abs().max() * log_scale.exp()
         if constant := int((deviation <= rounding).sum()):
             raise ValueError(f"{constant} coordinates of z are constant: dequantize adds the noise")
@@ -159,7 +162,9 @@ class NICE(nn.Module):
         """
         check_positive(n, "n")
         if not (isinstance(temperature, Real) and 0 <= temperature < math.inf):
-            raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
+            raise ValueError(
+                f"temperature must be a finite number, at least 0, got {temperature!r}"
+            )
         scale = self.scaling.log_scale
         dtype = torch.promote_types(scale.dtype, torch.float32)
         source = scale.device if generator is None else generator.device
@@ -239,5 +244,7 @@ class FlowTransform(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log |det dz/dx| (...,) at ``x`` (..., D); no second pass if couplings keep the volume."""
         if all(isinstance(coupling, AdditiveCoupling) for coupling in self.flow.couplings):
-            return self.flow.scaling.log_scale.to(x.dtype).sum().expand(x.shape[:-1])
+            log_scale = self.flow.scaling.log_scale
+            x = enter(x, self.flow.dim, log_scale.dtype, "x")
+            return log_scale.to(x.dtype).sum().expand(x.shape[:-1])
         return self.flow(x)[1]

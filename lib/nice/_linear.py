@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lib._common import values_readable
 
@@ -30,14 +30,15 @@ class _OneDNNProduct(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
+        # with create_graph=True the gradient must have a derivative, and the kernels have none
+        product = F.linear if torch.is_grad_enabled() else _product
         need_x, need_weight, need_bias = ctx.needs_input_grad
         return (
-            _product(rows, weight.T, None).view(x.shape) if need_x else None,
-            _product(rows.T, x.flatten(0, -2).T, None) if need_weight else None,
+            product(rows, weight.T, None).view(x.shape) if need_x else None,
+            product(rows.T, x.flatten(0, -2).T, None) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
 
@@ -48,8 +49,8 @@ class OneDNNLinear(nn.Linear):
     On processors where torch's default library misses the widest vector units this is faster at
     equal precision; elsewhere nothing is lost but the gain. Parameters, their names and the
     results (to float32 rounding) are those of ``nn.Linear``. On other devices and dtypes, inside
-    autocast, ``torch.func`` and ``torch.compile`` it *is* ``nn.Linear``. Gradients of gradients
-    raise an error.
+    autocast, ``torch.func`` and ``torch.compile`` it *is* ``nn.Linear``, and so are its gradients
+    of gradients.
 
     Use it as ``NICE(784, linear=OneDNNLinear)``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TypeVar
 
 import torch
@@ -78,8 +79,10 @@ def dequantize(
         raise TypeError(f"dtype must be float32 or float64 to hold {levels} levels, got {dtype}")
     source = x.device if generator is None else generator.device
     noise = torch.rand(x.shape, dtype=dtype, device=source, generator=generator).to(x.device)
-    # the last few roundings below 1 would carry x + u into the next level
-    return noise.clamp_(max=1 - 2 * levels * torch.finfo(dtype).eps).add_(x.to(dtype)).div_(levels)
+    x = x.to(dtype)
+    y = (x + noise) / levels
+    # where rounding has carried y over an end of its interval, take the middle
+    return torch.where((y * levels).floor() == x, y, (x + 0.5) / levels)
 
 
 def bits_per_dim(log_prob: Nats, dim: int, levels: int = 256) -> Nats:
@@ -99,7 +102,8 @@ def bits_per_dim(log_prob: Nats, dim: int, levels: int = 256) -> Nats:
         Bits per dimension, shaped like ``log_prob``.
 
     Raises:
-        TypeError: if ``log_prob`` is an integer tensor, or ``dim`` or ``levels`` no integer.
+        TypeError: if ``log_prob`` is an integer tensor or neither tensor nor number, or ``dim`` or
+            ``levels`` no integer.
         ValueError: if ``log_prob`` holds NaN (not seen inside ``vmap`` and ``torch.compile``), or
             ``dim`` or ``levels`` is out of range.
 
@@ -113,6 +117,8 @@ def bits_per_dim(log_prob: Nats, dim: int, levels: int = 256) -> Nats:
     if isinstance(log_prob, Tensor):
         log_prob = at_least_float32(log_prob, "log_prob")
         _refuse_nan(int(log_prob.isnan().sum()) if values_readable(log_prob) else 0)
-    else:
+    elif isinstance(log_prob, Real):
         _refuse_nan(int(math.isnan(log_prob)))
+    else:
+        raise TypeError(f"log_prob must be a tensor or a number, got {type(log_prob).__name__}")
     return math.log2(levels) - log_prob / (dim * math.log(2))

@@ -10,6 +10,8 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
+from lib._common import values_readable
+
 __all__ = ["Logistic", "draw_logistic", "standard_logistic_log_prob"]
 
 Shape = torch.Size | list[int] | tuple[int, ...]
@@ -17,7 +19,7 @@ Shape = torch.Size | list[int] | tuple[int, ...]
 
 def standard_logistic_log_prob(z: Tensor) -> Tensor:
     """log p(z) = -z - 2 log(1 + e^-z), in nats, exact in both tails."""
-    return 2 * F.logsigmoid(z) - z
+    return F.logsigmoid(z) + F.logsigmoid(-z)
 
 
 def draw_logistic(
@@ -27,7 +29,7 @@ def draw_logistic(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw log u - log(1 - u) for uniform u; the draw u = 0 counts as half a step above it."""
+    """Draw log u - log(1 - u) for uniform u, whose least value 0 counts as the next, eps / 2."""
     u = torch.rand(shape, dtype=dtype, device=device, generator=generator)
     return u.clamp_(min=torch.finfo(dtype).eps / 2).logit_()
 
@@ -46,7 +48,8 @@ class Logistic(Distribution):
         validate_args: as in torch.distributions.
 
     Raises:
-        ValueError: if ``scale`` is not positive, or if a value is not a real number.
+        ValueError: if ``scale`` is not positive, a value is not a real number, or a probability
+            is not in [0, 1].
 
     Source: chapter `nice`, eq-nice-logistic; Dinh, Krueger and Bengio (2015).
 
@@ -115,6 +118,10 @@ class Logistic(Distribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """loc + scale logit(value), for probabilities ``value``."""
+        if self._validate_args and values_readable(value):
+            bad = int((~constraints.unit_interval.check(value)).sum())
+            if bad:
+                raise ValueError(f"value must hold probabilities, got {bad} outside 0 .. 1 or NaN")
         return self.loc + self.scale * torch.logit(value)
 
     def entropy(self) -> Tensor:
