@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -1233,3 +1235,13 @@ def test_cuda_equals_cpu() -> None:
     assert torch.equal(cuda.mode.cpu(), cpu.mode)
     assert torch.equal(cuda.topk(3)[1].cpu(), cpu.topk(3)[1])
     assert cuda.sample((2,)).shape == (2, 5, 40)
+
+
+def test_the_formulas_that_docstrings_cite_stand_in_the_chapter() -> None:
+    root = Path(__file__).resolve().parents[1]
+    code = "".join(path.read_text() for path in sorted((root / "lib" / "crf").glob("*.py")))
+    cited = set(re.findall(r"eq-crf-[a-z-]*[a-z]", code))
+    chapter = (root / "chapters" / "crf.md").read_text(encoding="utf-8")
+    labels = set(re.findall(r"^\$\$ \((eq-crf-[a-z-]+)\)$", chapter, re.MULTILINE))
+    assert len(cited) > 8
+    assert cited <= labels
