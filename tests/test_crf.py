@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -705,6 +707,223 @@ def test_a_forbidden_gold_path_raises_or_is_minus_inf() -> None:
     assert loose[1].isfinite()  # the forbidden pair lies in the padding
 
 
+# --- what no test of ordinary numbers finds
+
+
+@pytest.mark.parametrize(
+    ("transitions", "start", "tags", "position"),
+    [
+        ([[0.0, 0.0], [0.0, 0.0]], [0.0, -400.0], [1], 0),
+        ([[0.0, -400.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [0.0, -INF, -INF], [1], 1),
+        ([[0.0, -5e3], [-5e3, 0.0]], [0.0, 0.0], [0, 1], 1),
+    ],
+)
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_span_log_prob_of_what_float64_cannot_hold(
+    transitions: list, start: list, tags: list, position: int, needs_grad: bool
+) -> None:
+    """exp(-400) is too small for the scaled messages to keep beside 1, not for a logarithm."""
+    a, s = torch.tensor(transitions).double(), torch.tensor(start).double()
+    h = torch.zeros(1, 4, len(s), dtype=torch.float64)
+    truth = Enumeration(h[0], a, s, torch.zeros_like(s), 4)
+    here = (truth.paths[:, position : position + len(tags)] == torch.tensor(tags)).all(1)
+    crf = LinearChainCRF(h.requires_grad_(needs_grad), a, s)
+    span = crf.span_log_prob(position, torch.tensor([tags]))
+    exact = (truth.scores[here].logsumexp(0) - truth.log_z)[None]
+    assert exact < -390
+    torch.testing.assert_close(span, exact, rtol=1e-12, atol=0)
+
+
+def test_kl_is_infinite_however_improbable_the_path_that_q_forbids() -> None:
+    h = torch.zeros(2, 3, 2, dtype=torch.float64)
+    a = torch.tensor([[0.0, -400.0], [-400.0, 0.0]], dtype=torch.float64)
+    p = LinearChainCRF(h, a)
+    for length, expected in ((3, INF), (1, 0.0)):  # one position takes no transition
+        mask = (torch.arange(3) < length).expand(2, 3)
+        forbids = LinearChainCRF(h, a.masked_fill(a < 0, -INF), mask=mask)
+        kl = kl_divergence(LinearChainCRF(h, a, mask=mask), forbids)
+        torch.testing.assert_close(kl, torch.full((2,), expected).double())
+    node = h.clone()
+    node[1, 2, 0] = -INF
+    assert kl_divergence(p, LinearChainCRF(node, a)).tolist() == [0.0, INF]
+    free = h.clone().requires_grad_()
+    kl_divergence(LinearChainCRF(free, a), LinearChainCRF(node, a)).sum().backward()
+    assert free.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_rounding_never_makes_a_probability_exceed_one(needs_grad: bool) -> None:
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        h = torch.randn(3, 400, 4, generator=generator, dtype=torch.float64)
+        h += 30 * torch.randint(-1, 2, h.shape, generator=generator)
+        a = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        crf = LinearChainCRF(h.requires_grad_(needs_grad), a)
+        best = crf.mode
+        assert (crf.log_prob(best) <= 0).all()
+        assert (crf.log_prob(best[None]) <= 0).all()
+        assert (crf.span_log_prob(0, best[:, :3]) <= 0).all()
+        assert (crf.entropy() >= 0).all()
+        assert (kl_divergence(crf, crf) >= 0).all()
+
+
+def test_the_fisher_information_survives_the_floor_of_the_divergence() -> None:
+    """At q = p the divergence is 0 up to rounding, and its second derivative is not."""
+    h, a, s, e, mask = problem(21, (2, 3, 3))
+    p = LinearChainCRF(h, a, s, e, mask)
+    fisher = torch.autograd.functional.hessian(
+        lambda x: kl_divergence(p, LinearChainCRF(h, x, s, e, mask)).sum(), a
+    )
+    exact = torch.autograd.functional.hessian(
+        lambda x: LinearChainCRF(h, x, s, e, mask).log_partition.sum(), a
+    )
+    torch.testing.assert_close(fisher, exact, rtol=1e-10, atol=1e-12)
+    assert fisher.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("bad", [-1, -3, 3, 4])
+def test_tags_out_of_range_are_errors_without_validation_too(bad: int) -> None:
+    h, a, s, e, _ = problem(22, (3, 4, 3))
+    tags = torch.tensor([[0, 1, 2, 0], [1, bad, 0, 2], [0, 0, 0, 0]])
+    free = h.clone().requires_grad_()
+    for call in (
+        lambda: LinearChainCRF(h, a, s, e, validate_args=False).score(tags),
+        lambda: LinearChainCRF(h, a, s, e, validate_args=False).log_prob(tags),
+        lambda: LinearChainCRF(free, a, s, e, validate_args=False).log_prob(tags),
+        lambda: torch.func.grad(lambda x: LinearChainCRF(x, a).log_prob(tags).sum())(h),
+    ):
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            call()
+
+
+def test_nan_stays_nan_in_span_log_prob() -> None:
+    crf = LinearChainCRF(torch.full((1, 3, 2), math.nan), torch.zeros(2, 2), validate_args=False)
+    assert crf.span_log_prob(0, torch.tensor([[0, 1]])).isnan().all()
+
+
+def test_results_in_float64_are_exact_in_float64_whatever_was_mixed() -> None:
+    h, a, s, e, mask = problem(23, (3, 6, 4))
+    mixed, double = (LinearChainCRF(x, a, s, e, mask) for x in (h.float(), h.float().double()))
+    assert torch.equal(mixed.marginals, double.marginals)
+    assert torch.equal(mixed.pair_marginals, double.pair_marginals)
+    free = h.float().requires_grad_()
+    LinearChainCRF(free, a, s, e, mask).log_partition.sum().backward()
+    assert free.grad.dtype == torch.float32
+
+
+def test_expand_keeps_validation_and_the_class() -> None:
+    class Named(LinearChainCRF):
+        pass
+
+    h, a, s, e, _ = problem(13, (1, 4, 3))
+    strict = Named(h, a, s, e).expand((2,))
+    assert isinstance(strict, Named)
+    assert strict.event_shape == (4,)
+    with pytest.raises(ValueError, match="tags must lie in"):
+        strict.log_prob(torch.full((2, 4), 7))
+    assert strict.expand((2,)).batch_shape == (2,)
+    with pytest.raises(ValueError, match=r"from a batch of 1, got \(5,\) from \(2,\)"):
+        strict.expand((5,))
+    loose = LinearChainCRF(h, a, validate_args=False).expand((2,))
+    assert loose._validate_args is False
+
+
+def test_forward_mode_agrees_with_reverse_mode() -> None:
+    *scores, mask = problem(24, (2, 4, 3))
+    *tangents, _ = problem(25, (2, 4, 3))
+    tags = torch.tensor([[0, 2, 1, 1], [2, 0, 0, 0]])
+    other = LinearChainCRF(*problem(26, (2, 4, 3))[:4], mask)
+    for function in (
+        lambda *x: LinearChainCRF(*x, mask).log_partition,
+        lambda *x: LinearChainCRF(*x, mask).log_prob(tags),
+        lambda *x: LinearChainCRF(*x, mask).marginals,
+        lambda *x: LinearChainCRF(*x, mask).entropy(),
+        lambda *x: LinearChainCRF(*x, mask).span_log_prob(1, tags[:, :1]),
+        lambda *x: kl_divergence(LinearChainCRF(*x, mask), other),
+        lambda *x: kl_divergence(other, LinearChainCRF(*x, mask)),
+    ):
+        rows = torch.func.jacrev(function, (0, 1, 2, 3))(*scores)
+        exact = sum(
+            (row * x).flatten(-x.dim()).sum(-1) for row, x in zip(rows, tangents, strict=True)
+        )
+        _, ours = torch.func.jvp(function, tuple(scores), tuple(tangents))
+        torch.testing.assert_close(ours, exact)
+        with torch.autograd.forward_ad.dual_level():
+            duals = map(torch.autograd.forward_ad.make_dual, scores, tangents)
+            ours = torch.autograd.forward_ad.unpack_dual(function(*duals)).tangent
+        torch.testing.assert_close(ours, exact)
+    loss = lambda *x: -LinearChainCRF(*x, mask).log_prob(tags).sum()  # noqa: E731
+    hessian = torch.func.hessian(loss, (0, 1, 2, 3))(*scores)
+    exact = torch.autograd.functional.hessian(loss, tuple(scores))
+    torch.testing.assert_close(hessian, exact)
+
+
+def test_a_distribution_from_outside_works_inside_a_transform() -> None:
+    h, a, s, e, mask = problem(27, (2, 5, 3))
+    crf = LinearChainCRF(h, a, s, e, mask)
+    tags = torch.randint(3, (4, 2, 5), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.func.vmap(crf.log_prob)(tags), crf.log_prob(tags))
+    torch.testing.assert_close(torch.func.vmap(crf.score)(tags), crf.score(tags))
+    spans = torch.func.vmap(lambda y: crf.span_log_prob(0, y[:, :2]))(tags)
+    each = torch.stack([crf.span_log_prob(0, y[:, :2]) for y in tags])
+    torch.testing.assert_close(spans, each)
+    compiled = torch.compile(crf.log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tags[0]), crf.log_prob(tags[0]))
+
+
+def test_compiles_with_gradient_where_start_and_end_are_left_out() -> None:
+    h, a, _, _, _ = problem(28, (2, 5, 3))
+    h.requires_grad_()
+    tags = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+
+    def loss(h: Tensor) -> Tensor:
+        return -LinearChainCRF(h, a).log_prob(tags).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours, exact = (torch.autograd.grad(function(h), h) for function in (compiled, loss))
+    torch.testing.assert_close(ours, exact)
+    with pytest.raises(ValueError, match="tags must not be negative"):
+        torch.compile(
+            lambda h: LinearChainCRF(h, a).log_prob(tags - 1), fullgraph=True, backend="aot_eager"
+        )(h)
+
+
+def test_what_is_no_tensor_or_lies_elsewhere_is_named() -> None:
+    h, a, s, e, mask = problem(14, (2, 4, 3), torch.float32)
+    crf = LinearChainCRF(h, a, s, e, mask)
+    tags = torch.zeros(2, 4, dtype=torch.long)
+    for error, message, call in (
+        (
+            TypeError,
+            "tags must be a tensor of integers, got list",
+            lambda: crf.score([[0] * 4] * 2),
+        ),
+        (TypeError, "got list", lambda: CRF(3).loss(h, [[0] * 4] * 2)),
+        (TypeError, "got ndarray", lambda: crf.span_log_prob(0, tags[:, :1].numpy())),
+        (TypeError, "start must be an integer, got 1.0", lambda: crf.span_log_prob(1.0, tags)),
+        (TypeError, "must hold tensors, got list", lambda: CRF(1, constraints=([[1]], [1], [1]))),
+        (TypeError, "tags must be strings, got 1", lambda: allowed_transitions([1], "BIO")),
+        (ValueError, r"transitions must be on cpu.*meta", lambda: LinearChainCRF(h, a.to("meta"))),
+        (
+            ValueError,
+            r"mask must be on cpu.*meta",
+            lambda: LinearChainCRF(h, a, mask=mask.to("meta")),
+        ),
+        (
+            ValueError,
+            r"tags must have shape \(B, T\), got \(5, 2, 4\)",
+            lambda: CRF(3).loss(h, tags.expand(5, 2, 4)),
+        ),
+        (
+            ValueError,
+            "smoothing must be above 0 and finite",
+            lambda: CRF(3).init_from_counts(tags, smoothing=INF),
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
 # --- the layer, its constraints and its checkpoints
 
 
@@ -1016,3 +1235,13 @@ def test_cuda_equals_cpu() -> None:
     assert torch.equal(cuda.mode.cpu(), cpu.mode)
     assert torch.equal(cuda.topk(3)[1].cpu(), cpu.topk(3)[1])
     assert cuda.sample((2,)).shape == (2, 5, 40)
+
+
+def test_the_formulas_that_docstrings_cite_stand_in_the_chapter() -> None:
+    root = Path(__file__).resolve().parents[1]
+    code = "".join(path.read_text() for path in sorted((root / "lib" / "crf").glob("*.py")))
+    cited = set(re.findall(r"eq-crf-[a-z-]*[a-z]", code))
+    chapter = (root / "chapters" / "crf.md").read_text(encoding="utf-8")
+    labels = set(re.findall(r"^\$\$ \((eq-crf-[a-z-]+)\)$", chapter, re.MULTILINE))
+    assert len(cited) > 8
+    assert cited <= labels

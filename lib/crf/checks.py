@@ -33,10 +33,17 @@ def check_scores(scores: Tensor, name: str, mask: Tensor | None = None) -> None:
         raise ValueError(f"{name} must hold numbers below inf, got {seen} at {place}")
 
 
-def check_tags(tags: Tensor, mask: Tensor, num_tags: int, *, values: bool) -> Tensor:
-    """Tags (..., B, T) as long, beside the mask (B, T); ``values``: in range where it is True."""
+def _check_integers(tags: Tensor) -> None:
+    """Refuse what holds no tags."""
+    if not isinstance(tags, Tensor):
+        raise TypeError(f"tags must be a tensor of integers, got {type(tags).__name__}")
     if tags.is_floating_point() or tags.is_complex() or tags.dtype == torch.bool:
         raise TypeError(f"tags must be integers, got {tags.dtype}")
+
+
+def check_tags(tags: Tensor, mask: Tensor, num_tags: int, *, values: bool) -> Tensor:
+    """Tags (..., B, T) as long, beside the mask (B, T); ``values``: in range where it is True."""
+    _check_integers(tags)
     if tags.shape[-2:] != mask.shape:
         raise ValueError(
             f"tags must have shape (..., B, T), here {tuple(mask.shape)}, got {tuple(tags.shape)}"
@@ -57,6 +64,9 @@ def check_tags(tags: Tensor, mask: Tensor, num_tags: int, *, values: bool) -> Te
 def check_span(start: int, tags: Tensor, mask: Tensor, num_tags: int, *, values: bool) -> Tensor:
     """Tags (B, L) of a span as long; ``values``: in range and within every sequence."""
     batch, length = mask.shape
+    _check_integers(tags)
+    if isinstance(start, bool) or not isinstance(start, int):
+        raise TypeError(f"start must be an integer, got {start!r}")
     if tags.dim() != 2 or tags.shape[0] != batch or not tags.shape[1]:
         raise ValueError(f"tags must have shape (B, L), here B = {batch}, got {tuple(tags.shape)}")
     stop = start + tags.shape[1]

@@ -43,6 +43,7 @@ def allowed_transitions(
         ``(transitions (C, C)[from, to], start (C,), end (C,))``, boolean, True = allowed.
 
     Raises:
+        TypeError: if a tag is not a string.
         ValueError: if the scheme is unknown, a tag does not belong to it or stands there twice.
 
     Source: chapter ``crf``.
@@ -78,6 +79,8 @@ def allowed_transitions(
 
 def _parse(tag: str, scheme: str) -> tuple[str, str]:
     """Split a tag into its prefix and its type."""
+    if not isinstance(tag, str):
+        raise TypeError(f"tags must be strings, got {tag!r}")
     prefix, rest = tag[:1].upper(), tag[1:]
     known = prefix in _SCHEMES[scheme] and (not rest or (rest[0] in "-_" and len(rest) > 1))
     if not known and not (prefix == "O" and not rest):

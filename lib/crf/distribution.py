@@ -7,11 +7,12 @@ from functools import reduce
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
+from torch.nn.functional import pad
 
 from lib._common import at_least_float32, bool_mask, check_positive
 from lib.crf import functions
 from lib.crf.checks import check_mask, check_scores, check_span, check_tags
-from lib.crf.inference import path_score
+from lib.crf.inference import exact_log_messages, log_messages, path_score
 from lib.crf.semiring import Chain, best_paths, logsumexp, trace
 
 __all__ = ["LinearChainCRF"]
@@ -29,9 +30,9 @@ class LinearChainCRF(Distribution):
     computes anew: keep what you use twice.
     ``log_partition``, ``log_prob``, ``marginals``, ``pair_marginals``, ``entropy``,
     ``span_log_prob`` and ``kl_divergence`` are differentiable twice, counted from log Z: log_prob
-    has first and second, marginals have first derivatives. They work under torch.func and
-    torch.compile (as single operations, without their value checks), and so does ``mode``;
-    ``sample`` and ``topk`` compile into T unrolled steps.
+    has first and second, marginals have first derivatives. They work under torch.func, forward mode
+    included (but for ``pair_marginals``), and under torch.compile, as single operations and without
+    their value checks; so does ``mode``; ``sample`` and ``topk`` compile into T unrolled steps.
 
     Args:
         emissions: scores h of shape (B, T, C) in nats; -inf forbids a tag at a position.
@@ -45,11 +46,12 @@ class LinearChainCRF(Distribution):
 
     Raises:
         TypeError: if scores are not floating-point or the mask is.
-        ValueError: if shapes do not fit, a mask has holes, left padding or an empty sequence, a
-            score is NaN or +inf, or (whatever ``validate_args``) no sequence is allowed.
+        ValueError: if shapes or devices do not fit, a mask has holes, left padding or an empty
+            sequence, a score is NaN or +inf, or (whatever ``validate_args``) no sequence is
+            allowed.
 
-    Source: chapter ``crf``, eq-crf-model; Lafferty, McCallum and Pereira (2001), "Conditional
-    random fields".
+    Source: chapter ``crf``, eq-crf-family and eq-crf-score; Lafferty, McCallum and Pereira (2001),
+    "Conditional random fields".
 
     >>> crf = LinearChainCRF(torch.zeros(1, 3, 2), torch.tensor([[0.0, 0.0], [-torch.inf, 0.0]]))
     >>> crf.log_partition.exp()  # 000, 001, 011, 111
@@ -82,11 +84,12 @@ class LinearChainCRF(Distribution):
                 f"got {tuple(emissions.shape)}"
             )
         batch, length, tags = emissions.shape
-        free = emissions.new_zeros(tags)
+        start = emissions.new_zeros(tags) if start is None else start
+        end = emissions.new_zeros(tags) if end is None else end
         self.emissions = emissions
         self.transitions = at_least_float32(transitions, "transitions")
-        self.start = at_least_float32(free if start is None else start, "start")
-        self.end = at_least_float32(free if end is None else end, "end")
+        self.start = at_least_float32(start, "start")
+        self.end = at_least_float32(end, "end")
         if mask is None:
             mask = torch.ones(batch, length, dtype=torch.bool, device=emissions.device)
         self.mask = bool_mask(mask, (batch, length))
@@ -97,14 +100,23 @@ class LinearChainCRF(Distribution):
                     f"{tuple(emissions.shape)}, got {tuple(getattr(self, name).shape)}"
                 )
         self.device = emissions.device
+        for name in ("transitions", "start", "end", "mask"):
+            if getattr(self, name).device != self.device:
+                raise ValueError(
+                    f"{name} must be on {self.device}, as emissions are, "
+                    f"got {getattr(self, name).device}"
+                )
         if self.device.type in _WITHOUT_FLOAT64:
             self.emissions, self.transitions, self.start, self.end, self.mask = (
                 x.cpu() for x in self._scores
             )
         self.dtype = reduce(torch.promote_types, (x.dtype for x in self._scores[:4]))
+        self.emissions, self.transitions, self.start, self.end = (
+            x.to(self.dtype) for x in self._scores[:4]
+        )
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
-        self._validate_args = validate_args is not False and not functions.transformed()
-        if self._validate_args:
+        self._validate_args = validate_args is not False
+        if self._readable:
             check_mask(self.mask)
             check_scores(self.emissions, "emissions", self.mask)
             for name in ("transitions", "start", "end"):
@@ -119,6 +131,11 @@ class LinearChainCRF(Distribution):
     def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.emissions, self.transitions, self.start, self.end, self.mask
 
+    @property
+    def _readable(self) -> bool:
+        """Whether to check values: if that is wanted and no transform hides them."""
+        return self._validate_args and not functions.transformed()
+
     def _returned(self, values: Tensor) -> Tensor:
         return values.to(self.device, self.dtype)
 
@@ -129,24 +146,29 @@ class LinearChainCRF(Distribution):
     ) -> LinearChainCRF:
         """The same distribution for every sequence of a batch (n,), out of a batch of 1."""
         shape = torch.Size(batch_shape)
-        if len(shape) != 1:
-            raise ValueError(f"batch_shape must have one axis, got {tuple(shape)}")
-        wide = LinearChainCRF(
+        if len(shape) != 1 or self.batch_shape[0] not in (1, shape[0]):
+            raise ValueError(
+                "batch_shape must have one axis and be reached from a batch of 1, "
+                f"got {tuple(shape)} from {tuple(self.batch_shape)}"
+            )
+        new = self._get_checked_instance(LinearChainCRF, _instance)
+        new.device, new.dtype = self.device, self.dtype
+        new.emissions, new.mask = (
             self.emissions.expand(*shape, -1, -1),
-            *self._scores[1:4],
             self.mask.expand(*shape, -1),
-            validate_args=False,
         )
-        wide.device = self.device
-        return wide
+        new.transitions, new.start, new.end = self.transitions, self.start, self.end
+        super(LinearChainCRF, new).__init__(shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     @property
     def log_partition(self) -> Tensor:
-        """log Z in nats, (B,)."""
+        """log Z in nats, (B,). Source: chapter ``crf``, eq-crf-recursion."""
         return self._returned(functions.log_partition(*self._scores))
 
     def _checked(self, tags: Tensor) -> Tensor:
-        return check_tags(tags, self.mask, len(self.start), values=self._validate_args)
+        return check_tags(tags, self.mask, len(self.start), values=self._readable)
 
     def score(self, tags: Tensor) -> Tensor:
         """The unnormalised log-probability in nats of ``tags`` (..., B, T), (..., B).
@@ -173,23 +195,26 @@ class LinearChainCRF(Distribution):
         if tags.dim() == 2 and (
             functions.gradient_wanted(*self._scores) or functions.transformed()
         ):
-            log_prob = -functions.Expectations.apply(*self._scores, tags)[0]
+            log_prob = -functions.expectations(*self._scores, tags)[0]
         else:
             log_z = functions.log_partition(*self._scores)
-            log_prob = path_score(*self._scores, tags) - log_z
-        if self._validate_args and (log_prob == -torch.inf).any():
+            log_prob = -_not_negative(log_z - path_score(*self._scores, tags))
+        if self._readable and (log_prob == -torch.inf).any():
             place = (log_prob == -torch.inf).nonzero()[0].tolist()
             raise ValueError(f"tags must not take a forbidden path (score -inf), as at {place}")
         return self._returned(log_prob)
 
     @property
     def marginals(self) -> Tensor:
-        """p(y_t = i), (B, T, C); 0 in the padding. Source: chapter ``crf``, eq-crf-marginals."""
-        return self._returned(functions.Expectations.apply(*self._scores, None)[1])
+        """p(y_t = i), (B, T, C); 0 in the padding. Source: chapter ``crf``, eq-crf-marginal."""
+        return self._returned(functions.expectations(*self._scores, None)[1])
 
     @property
     def pair_marginals(self) -> Tensor:
-        """p(y_t = i, y_{t+1} = j), (B, T-1, C, C); 0 where t+1 is padding."""
+        """p(y_t = i, y_{t+1} = j), (B, T-1, C, C); 0 where t+1 is padding.
+
+        Source: chapter ``crf``, eq-crf-pair.
+        """
         return self._returned(functions.PairMarginals.apply(*self._scores))
 
     def _centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -202,8 +227,8 @@ class LinearChainCRF(Distribution):
     def entropy(self) -> Tensor:
         """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
         scores = self._centered()
-        log_z, *expected = functions.Expectations.apply(*scores, None)
-        return self._returned(log_z - _mean_score(scores, *expected))
+        log_z, *expected = functions.expectations(*scores, None)
+        return self._returned(_not_negative(log_z - _mean_score(scores, *expected)))
 
     @property
     def mode(self) -> Tensor:
@@ -222,6 +247,8 @@ class LinearChainCRF(Distribution):
         Raises:
             TypeError: if ``k`` is not an integer.
             ValueError: if ``k`` is below 1.
+
+        Source: chapter ``crf``, eq-crf-kbest.
         """
         check_positive(k, "k")
         with torch.no_grad():
@@ -234,9 +261,10 @@ class LinearChainCRF(Distribution):
         Source: chapter ``crf``, eq-crf-sampling.
         """
         sample_shape = torch.Size(sample_shape)
+        scores = [x.detach() for x in self._scores]
         with torch.no_grad():
-            chain = Chain.extend(*self._scores)
-            after = functions.LogMessages.apply(*self._scores)[0] + chain.emissions  # (N, B, K)
+            chain = Chain.extend(*scores)
+            after = functions.LogMessages.apply(*scores)[0] + chain.emissions  # (N, B, K)
             after = after.repeat(1, sample_shape.numel(), 1)
 
             def draw(scores: Tensor, dim: int) -> Tensor:  # arg max of Gumbel-perturbed scores
@@ -255,29 +283,38 @@ class LinearChainCRF(Distribution):
         Raises:
             ValueError: if the span leaves a sequence, or a shape or a tag is out of range; where
                 gradients are wanted also if the span is forbidden, which else has -inf.
+
+        Source: chapter ``crf``, eq-crf-span.
         """
-        tags = check_span(start, tags, self.mask, len(self.start), values=self._validate_args)
-        stop = start + tags.shape[1]
+        tags = check_span(start, tags, self.mask, len(self.start), values=self._readable)
         if functions.gradient_wanted(*self._scores):
-            other = torch.ones_like(self.emissions, dtype=torch.bool)
-            other[:, :start] = other[:, stop:] = False
-            other[:, start:stop].scatter_(2, tags.unsqueeze(2), False)
+            other = torch.arange(len(self.start), device=tags.device) != tags.unsqueeze(2)
+            other = pad(other, (0, 0, start, self.mask.shape[1] - start - tags.shape[1]))
             clamped = self.emissions.masked_fill(other, -torch.inf)
             whole = functions.log_partition(*self._scores)
-            return self._returned(functions.log_partition(clamped, *self._scores[1:]) - whole)
-        return self._returned(self._span_log_prob(start, tags))
+            part = functions.log_partition(clamped, *self._scores[1:])
+            return self._returned(-_not_negative(whole - part))
+        log_prob = self._span_log_prob(start, tags, *log_messages(*self._scores))
+        if (log_prob == -torch.inf).any():  # forbidden, or out of reach of the scaled messages
+            log_prob = self._span_log_prob(start, tags, *exact_log_messages(*self._scores))
+        return self._returned(log_prob)
 
-    def _span_log_prob(self, start: int, tags: Tensor) -> Tensor:
+    def _span_log_prob(self, start: int, tags: Tensor, before: Tensor, behind: Tensor) -> Tensor:
         """By the chain rule forwards: each factor is normalised on its own."""
         chain = Chain.extend(*self._scores)
-        before, behind = functions.LogMessages.apply(*self._scores)
         window = slice(start, start + tags.shape[1])
         ahead = (behind + chain.emissions)[window]  # (L, B, K)
         first = (before[start] + ahead[0]).log_softmax(-1)  # (B, K)
         moves = chain.transitions[tags.T[:-1]] + ahead[1:]  # (L-1, B, K)
-        factors = torch.cat([first.unsqueeze(0), moves - logsumexp(moves, 2).unsqueeze(2)])
-        factors = factors.gather(2, tags.T.unsqueeze(2)).squeeze(2)  # (L, B)
-        return factors.nan_to_num(-torch.inf, neginf=-torch.inf).sum(0)
+        total = logsumexp(moves, 2).unsqueeze(2)
+        moves = torch.where(total == -torch.inf, total, moves - total)
+        factors = torch.cat([first.unsqueeze(0), moves])
+        return factors.gather(2, tags.T.unsqueeze(2)).squeeze(2).sum(0)
+
+
+def _not_negative(values: Tensor) -> Tensor:
+    """Of values that only rounding can make negative; derivatives pass as they are."""
+    return values - values.detach().clamp(max=0)
 
 
 def _mean_score(scores: tuple[Tensor, ...], node: Tensor, edges: Tensor) -> Tensor:
@@ -285,7 +322,7 @@ def _mean_score(scores: tuple[Tensor, ...], node: Tensor, edges: Tensor) -> Tens
     emissions, transitions, start, end, _ = scores
 
     def mean(p: Tensor, score: Tensor) -> Tensor:
-        return (p * torch.where(p == 0, 0, score)).flatten(1).sum(1)
+        return (p * torch.where((p == 0) | (score == -torch.inf), 0, score)).flatten(1).sum(1)
 
     return (
         mean(node, emissions)
@@ -303,10 +340,20 @@ def _kl(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
             "p and q must be over the same sequences, got emissions of shapes "
             f"{tuple(p.emissions.shape)} and {tuple(q.emissions.shape)}"
         )
-    if p._validate_args and not torch.equal(p.mask, q.mask):
+    if (p._readable or q._readable) and not torch.equal(p.mask, q.mask):
         raise ValueError("p and q must be over the same sequences, got different masks")
     ours, theirs = p._centered(), q._centered()
-    log_z, *expected = functions.Expectations.apply(*ours, None)
+    log_z, *expected = functions.expectations(*ours, None)
     own = _mean_score(ours, *expected) - log_z
     other = _mean_score(theirs, *expected) - functions.log_partition(*theirs)
-    return (own - other).to(p.device, torch.promote_types(p.dtype, q.dtype))
+    kl = torch.where(_allows(p, q), _not_negative(own - other), torch.inf)
+    return kl.to(p.device, torch.promote_types(p.dtype, q.dtype))
+
+
+def _allows(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
+    """Whether q allows all that p allows, however improbable, (B,): no path of p breaks a rule."""
+    h, a, s, e = (
+        torch.where(ours > -torch.inf, (theirs == -torch.inf).to(ours.dtype), ours).detach()
+        for ours, theirs in zip(p._scores[:4], q._scores[:4], strict=True)
+    )
+    return path_score(h, a, s, e, p.mask, functions.best_path(h, a, s, e, p.mask)) == 0

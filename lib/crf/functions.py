@@ -4,25 +4,27 @@ The gradient of log Z is the expectation of what its scores count, and the gradi
 expectation is a covariance. So :class:`Expectations` returns its own gradient as an output, and a
 second derivative is one more pair of recursions (:class:`Covariance`) instead of a tape over T.
 
-To torch.compile each of these is a single operation; vmap calls them once per slice.
+Read forwards, a covariance is also what a change of the scores does to an expectation (jvp). To
+torch.compile each of these is a single operation; vmap calls them once per slice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 from lib.crf import inference, viterbi
 
 __all__ = [
-    "Expectations",
     "LogMessages",
     "PairMarginals",
     "best_path",
+    "expectations",
     "gradient_wanted",
     "log_partition",
     "transformed",
@@ -72,10 +74,7 @@ _run_expectations = _operation(
 )
 _run_pair_marginals = _operation("pair_marginals", "Tensor", inference.pair_marginals, _fake_pairs)
 _run_covariance = _operation(
-    "covariance",
-    "(Tensor, Tensor, Tensor, Tensor)",
-    inference.covariance,
-    lambda *arguments: tuple(x.new_empty(x.shape) for x in arguments[:4]),
+    "covariance", "(Tensor, Tensor)", inference.covariance, lambda *x: _fake_expectations(*x)[1:]
 )
 _run_log_messages = _operation(
     "log_messages", "(Tensor, Tensor)", inference.log_messages, _fake_messages
@@ -106,6 +105,19 @@ class _PerSlice(torch.autograd.Function):
         return stacked, (0,) * len(stacked)
 
 
+def _gradients(
+    scores: Sequence[Tensor], weight: Tensor, node: Tensor, edges: Tensor
+) -> tuple[Tensor, ...]:
+    """Counts (B, T, C) and (B, K, K), weighted (B,), as gradients of the scores they belong to."""
+    moves = (weight @ edges.flatten(1)).view(edges.shape[1:])  # (K, K)
+    return (
+        weight.to(node.dtype)[:, None, None] * node,
+        moves[:-1, :-1].to(scores[1].dtype),
+        (weight @ node[:, 0].double()).to(scores[2].dtype),
+        moves[:-1, -1].to(scores[3].dtype),
+    )
+
+
 class Expectations(_PerSlice):
     """log Z (B,), p(y_t = i) (B, T, C) and the expected number of transitions (B, K, K).
 
@@ -127,6 +139,7 @@ class Expectations(_PerSlice):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:-1], *output[1:])
+        ctx.save_for_forward(*inputs[:-1], *output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -134,20 +147,31 @@ class Expectations(_PerSlice):
         total: tuple[Tensor, ...] | None = None
         grad_log_z, grad_node, grad_edges = grads
         if grad_log_z is not None:
-            weight = grad_log_z.to(node.dtype)
-            moves = (grad_log_z @ edges.flatten(1)).view(edges.shape[1:])  # (K, K)
-            total = (
-                weight[:, None, None] * node,
-                moves[:-1, :-1].to(scores[1].dtype),
-                (grad_log_z @ node[:, 0].double()).to(scores[2].dtype),
-                moves[:-1, -1].to(scores[3].dtype),
-            )
+            total = _gradients(scores, grad_log_z, node, edges)
         if grad_node is not None or grad_edges is not None:
             grad_node = torch.zeros_like(node) if grad_node is None else grad_node
             grad_edges = torch.zeros_like(edges) if grad_edges is None else grad_edges
-            second = Covariance.apply(*scores, grad_node, grad_edges.unsqueeze(1))
+            counts = Covariance.apply(*scores, grad_node, grad_edges.unsqueeze(1))
+            second = _gradients(scores, edges.new_ones(len(edges)), *counts)
             total = second if total is None else tuple(map(torch.add, total, second))
         return (*(total or (None,) * 4), None, None)
+
+
+class _DualExpectations(Expectations):
+    """With tangents, which torch.compile does not trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        *scores, node, edges = ctx.saved_tensors
+        h, a, s, e = (
+            torch.zeros_like(score) if tangent is None else tangent
+            for score, tangent in zip(scores, tangents[:4], strict=False)
+        )
+        h = torch.cat([h[:, :1] + s, h[:, 1:]], 1)  # the start score counts at the first tag
+        a = pad(torch.cat([a, e.unsqueeze(1)], 1), (0, 0, 0, 1)).expand_as(edges)  # (B, K, K)
+        counts = Covariance.apply(*scores, h, a.unsqueeze(1))
+        log_z = (node.double() * h).sum((1, 2)) + (edges * a).sum((1, 2))
+        return log_z, *counts
 
 
 class PairMarginals(_PerSlice):
@@ -167,7 +191,9 @@ class PairMarginals(_PerSlice):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores = ctx.saved_tensors
         edges = pad(grad, (0, 1, 0, 1, 0, 1))  # (B, T, K, K)
-        return (*Covariance.apply(*scores, torch.zeros_like(scores[0]), edges), None)
+        counts = Covariance.apply(*scores, torch.zeros_like(scores[0]), edges)
+        weight = torch.ones(len(grad), dtype=torch.float64, device=grad.device)
+        return (*_gradients(scores, weight, *counts), None)
 
 
 class Covariance(_PerSlice):
@@ -182,7 +208,7 @@ class Covariance(_PerSlice):
         mask: Tensor,
         node: Tensor,
         edges: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         return _run_covariance(emissions, transitions, start, end, mask, node, edges)
 
     @staticmethod
@@ -227,13 +253,23 @@ def transformed() -> bool:
 
 def gradient_wanted(*scores: Tensor) -> bool:
     """Whether a derivative of these may be asked for."""
-    return transformed() or (torch.is_grad_enabled() and any(x.requires_grad for x in scores))
+    return (
+        transformed()
+        or (torch.is_grad_enabled() and any(x.requires_grad for x in scores))
+        or any(forward_ad.unpack_dual(x).tangent is not None for x in scores)
+    )
+
+
+def expectations(*arguments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """:class:`Expectations` of the scores and, or None, the tags: differentiable in every mode."""
+    kind = Expectations if torch.compiler.is_compiling() else _DualExpectations
+    return kind.apply(*arguments)
 
 
 def log_partition(*scores: Tensor) -> Tensor:
     """log Z (B,) in float64, by half a sweep where no gradient is wanted."""
     if gradient_wanted(*scores):
-        return Expectations.apply(*scores, None)[0]
+        return expectations(*scores, None)[0]
     return inference.log_partition(*scores)
 
 

@@ -19,6 +19,7 @@ from lib.crf.semiring import Chain, backward, forward, logsumexp
 
 __all__ = [
     "covariance",
+    "exact_log_messages",
     "expectations",
     "log_messages",
     "log_partition",
@@ -32,11 +33,11 @@ def path_score(
 ) -> Tensor:
     """The score (...,) in float64 of ``tags`` (..., B, T); padding counts as tag C."""
     num_tags = len(start)
-    tags = torch.where(mask, tags, num_tags)
     node = emissions.expand(*tags.shape, num_tags)
-    node = node.gather(-1, tags.clamp(max=num_tags - 1).unsqueeze(-1)).squeeze(-1)
+    node = node.gather(-1, torch.where(mask, tags, 0).unsqueeze(-1)).squeeze(-1)
     node = torch.where(mask, node, 0).sum(-1, dtype=torch.float64)
     table = pad(torch.cat([transitions, end.unsqueeze(1)], 1).double(), (0, 0, 0, 1)).flatten()
+    tags = torch.where(mask, tags, num_tags)
     moves = tags * (num_tags + 1) + pad(tags[..., 1:], (0, 1), value=num_tags)
     edge = table.gather(0, moves.flatten()).view_as(moves).sum(-1)
     first = start.double().gather(0, tags[..., 0].flatten()).view_as(node)
@@ -52,12 +53,15 @@ def _check_paths(log_z: Tensor) -> None:
 
 def log_messages(*scores: Tensor) -> tuple[Tensor, Tensor]:
     """Logs of ``before`` and ``behind`` (N, B, K), up to a constant for each time and sequence."""
-    messages = scaled.log_messages(*scores)
-    if messages is None:
-        chain = Chain.extend(*scores)
-        messages = forward(chain), backward(chain)
-        _check_paths(messages[0][-1, :, -1])
-    return messages
+    return scaled.log_messages(*scores) or exact_log_messages(*scores)
+
+
+def exact_log_messages(*scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in log space: -inf only where no path leads, however far the scores lie apart."""
+    chain = Chain.extend(*scores)
+    before, behind = forward(chain), backward(chain)
+    _check_paths(before[-1, :, -1])
+    return before, behind
 
 
 def log_partition(*scores: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ def _log_expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _subtract_path(
     scores: tuple[Tensor, ...], tags: Tensor, log_z: Tensor, node: Tensor, edges: Tensor
 ) -> None:
-    """Subtract in place what is known of one path: its score and what it counts.
+    """Subtract in place what is known of one path: its score, leaving -log p, and what it counts.
 
     NumPy and torch read the same here; on the CPU it is NumPy, for its small overhead.
     """
@@ -98,12 +102,15 @@ def _subtract_path(
     batch, size = edges.shape[:2]
     rows, times = xp.where(mask)  # sequence by sequence
     tag = tags[rows, times]
+    if tag.min() < 0:  # an index that would count from the end; too large a one is an error anyway
+        raise ValueError(f"tags must not be negative where the mask is True, got {int(tag.min())}")
     next_tag = xp.full_like(tag, size - 1)
     next_tag[:-1] = xp.where(rows[1:] == rows[:-1], tag[1:], size - 1)
     table = xp.zeros_like(edges[0])
     table[:-1, :-1], table[:-1, -1] = transitions, end
     score = emissions[rows, times, tag] + table[tag, next_tag]
     log_z -= start[tags[:, 0]] + xp.bincount(rows, score, batch)
+    xp.clip(log_z, 0.0, None, out=log_z)  # below 0 by rounding alone
     node[times, rows, tag] -= 1.0
     moves = (rows * size + tag) * size + next_tag
     edges -= xp.bincount(moves, None, batch * size**2).reshape(edges.shape)
@@ -154,9 +161,10 @@ def covariance(
     mask: Tensor,
     node: Tensor,
     edges: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Cov(counts, S) for S(y) = sum_t node_t(y_t) + sum_t edges_t(y_t, y_{t+1}).
 
+    The counts are those of :func:`expectations`: tags (B, T, C) and transitions (B, K, K).
     With the posterior kernels P(y_{t-1} = i | y_t = j, past) and P(y_{t+1} = j | y_t = i, future),
     the parts of S before and behind t have conditional means
 
@@ -182,17 +190,12 @@ def covariance(
     rest.reverse()
     mean = (p[0] * (node[0] + rest[0])).sum(1, keepdim=True)  # E S, (B, 1)
 
-    past, moves = [node[0]], torch.zeros_like(chain.transitions)
+    past, moves = [node[0]], torch.zeros_like(edges[0])
     for t in range(1, len(node)):
         kernel = _softmax(after[t - 1].unsqueeze(2) + chain.transitions, 1)
         total = past[-1].unsqueeze(2) + edges[t - 1]
         past.append(node[t] + (kernel * total).sum(1))
         total = total + (node[t] + rest[t] - mean).unsqueeze(1)
-        moves += (p[t].unsqueeze(1) * kernel * total).sum(0)
+        moves += p[t].unsqueeze(1) * kernel * total
     visits = p * (torch.stack(past) + torch.stack(rest) - mean)  # (N, B, K)
-    return (
-        visits[:-1, :, :-1].transpose(0, 1).to(emissions.dtype).contiguous(),
-        moves[:-1, :-1].to(transitions.dtype).contiguous(),
-        visits[0, :, :-1].sum(0).to(start.dtype),
-        moves[:-1, -1].to(end.dtype).contiguous(),
-    )
+    return visits[:-1, :, :-1].transpose(0, 1).to(emissions.dtype).contiguous(), moves

@@ -28,6 +28,7 @@ class CRF(nn.Module):
             :func:`allowed_transitions` makes them.
 
     Raises:
+        TypeError: if ``constraints`` are not tensors.
         ValueError: if ``num_tags`` is below 1 or ``constraints`` have other shapes.
 
     Source: chapter ``crf``; Lafferty, McCallum and Pereira (2001).
@@ -62,6 +63,8 @@ class CRF(nn.Module):
         for name, shape, table in zip(
             names, shapes, constraints or (None, None, None), strict=True
         ):
+            if table is not None and not isinstance(table, Tensor):
+                raise TypeError(f"constraints must hold tensors, got {type(table).__name__}")
             if table is not None and (table.dtype != torch.bool or tuple(table.shape) != shape):
                 raise ValueError(
                     f"constraints must hold boolean tables, here of shape {shape}, "
@@ -108,6 +111,8 @@ class CRF(nn.Module):
         """
         distribution = self(emissions, mask)
         values = -distribution.log_prob(tags)
+        if values.dim() != 1:
+            raise ValueError(f"tags must have shape (B, T), got {tuple(tags.shape)}")
         if reduction == "token_mean":
             return values.sum() / distribution.mask.sum()
         return reduce_loss(values, reduction)
@@ -121,13 +126,13 @@ class CRF(nn.Module):
         Args:
             tags: (B, T), integers; in the padding they may be any number.
             mask: (B, T), True = keep; all True by default.
-            smoothing: added to every count, above 0.
+            smoothing: added to every count, above 0 and finite.
 
         Raises:
-            ValueError: if ``smoothing`` is not above 0 or ``tags`` do not fit.
+            ValueError: if ``smoothing`` is not above 0 and finite or ``tags`` do not fit.
         """
-        if not smoothing > 0:
-            raise ValueError(f"smoothing must be above 0, got {smoothing}")
+        if not 0 < smoothing < torch.inf:
+            raise ValueError(f"smoothing must be above 0 and finite, got {smoothing}")
         zeros = torch.zeros(*tags.shape, self.num_tags, device=tags.device)
         free = zeros.new_zeros(self.num_tags, requires_grad=True)
         moves = zeros.new_zeros(self.num_tags, self.num_tags, requires_grad=True)
