@@ -848,3 +848,163 @@ def test_more_passes_do_not_spoil_the_neighbours() -> None:
         near = torch.stack([model.most_similar(word, 10)[0] for word in range(300)])
         quality.append((topic[near] == topic.unsqueeze(1)).double().mean().item())
     assert 0.9 < quality[0] < quality[1] + 0.01
+
+
+# --- what a hostile user sends --------------------------------------------------------------------
+
+
+def test_plus_infinity_is_no_perfect_score() -> None:
+    """A score that overflowed would count as a point the model explains for nothing."""
+    args = scores()
+    for place, name in ((0, "data_scores"), (1, "noise_scores")):
+        broken = [x.clone() for x in args]
+        broken[place][1] = math.inf
+        with pytest.raises(ValueError, match=f"{name} must not be NaN or plus infinity.*index"):
+            nce_loss(*broken)
+    positive, negative = (torch.tensor([70_000.0]).half(), torch.zeros(1, 1).half())
+    with pytest.raises(ValueError, match=r"positive must not be NaN or plus infinity.*index 0"):
+        negative_sampling_loss(positive, negative)
+    with pytest.raises(ValueError, match=r"negative must not be NaN or plus infinity.*\(0, 0\)"):
+        negative_sampling_loss(negative[0], positive[None])
+    assert negative_sampling_loss(-positive, negative, validate_args=False).item() == math.inf
+
+
+@pytest.mark.parametrize("value", [[0.0] * 4, np.zeros((5, 1)), "1", None, 1j])
+def test_log_partition_is_a_number_or_a_tensor(value: object) -> None:
+    """A list or an array would broadcast where a tensor of that shape is refused."""
+    with pytest.raises(TypeError, match="log_partition must be a number or a tensor, got"):
+        nce_loss(*scores(), log_partition=value)
+    with pytest.raises(TypeError, match="log_partition must be a number or a tensor, got"):
+        NCELoss(value)
+    args = scores()
+    torch.testing.assert_close(
+        nce_loss(*args, log_partition=np.float64(0.3)), nce_loss(*args, log_partition=0.3)
+    )
+
+
+def test_info_nce_of_mixed_precision() -> None:
+    g = generator(3)
+    query, key, other = (torch.randn(n, 3, generator=g) for n in (5, 5, 4))
+    expected = info_nce_loss(query.double(), key.double(), negatives=other.double())
+    got = info_nce_loss(query, key.double(), negatives=other)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert info_nce_loss(query.half(), key, negatives=other.bfloat16()).dtype == torch.float32
+
+
+def test_info_nce_with_negatives_of_each_query() -> None:
+    g = generator(7)
+    query, key = (torch.randn(5, 3, generator=g, dtype=torch.float64) for _ in "qk")
+    other = torch.randn(5, 4, 3, generator=g, dtype=torch.float64)
+    expected = []
+    for q, k, n in zip(query, key, other, strict=True):
+        candidates = torch.stack([F.cosine_similarity(q, x, 0) for x in (k, *n)]) / 0.2
+        expected.append(-candidates.log_softmax(0)[0])
+    got = info_nce_loss(query, key, temperature=0.2, negatives=other, reduction="none")
+    torch.testing.assert_close(got, torch.stack(expected))
+    same = other[:1].expand(5, 4, 3)
+    torch.testing.assert_close(
+        info_nce_loss(query, key, negatives=same), info_nce_loss(query, key, negatives=other[0])
+    )
+    for wrong in (
+        other[:4],
+        other[:, :0],
+        other[..., :2],
+        other[0, 0],
+        other[None],
+        other[0, 0, 0],
+    ):
+        with pytest.raises(ValueError, match=r"shape \(M, 3\) or \(5, M, 3\), M >= 1, got"):
+            info_nce_loss(query, key, negatives=wrong)
+
+
+def test_info_nce_beyond_the_float_range() -> None:
+    query = torch.randn(4, 3, generator=generator())
+    with pytest.raises(ValueError, match="query and key must have finite inner products"):
+        info_nce_loss(query * 1e30, query * 1e30, normalize=False)
+    for small in (1e-45, torch.tensor(1e-45), torch.tensor(0.0).half()):
+        with pytest.raises(ValueError, match="temperature must be positive and finite, at least"):
+            info_nce_loss(query, query, temperature=small)
+    assert info_nce_loss(query.double(), query.double(), temperature=1e-45).item() == 0
+    for wrong in ("0.1", None, [0.1]):
+        with pytest.raises(TypeError, match="temperature must be a number or a scalar tensor"):
+            info_nce_loss(query, query, temperature=wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    """An index of uint8 would be read as a mask: of the right length, a wrong answer in silence."""
+    noise = UnigramNoise([5, 1, 0, 2])
+    ids = torch.tensor([0, 1, 1, 0])
+    assert noise.log_prob(ids.to(dtype)).equal(noise.log_prob(ids))
+    for architecture in ("cbow", "skipgram"):
+        model = Word2Vec(4, 3, architecture, generator=generator())
+        model.output_vectors.data.normal_(generator=generator())
+        assert model(ids.to(dtype)).equal(model(ids))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.float16])
+def test_counts_of_any_dtype(dtype: type) -> None:
+    counts = np.array([3, 0, 1], dtype=dtype)
+    counts.setflags(write=False)
+    expected = torch.tensor([0.75, 0, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(UnigramNoise(counts, np.float32(1)).probs, expected)
+
+
+@pytest.mark.parametrize("counts", [None, "abc", ["a"], {"a": 1}, iter([1]), Vocabulary(["a"])])
+def test_counts_that_are_no_numbers(counts: object) -> None:
+    with pytest.raises(TypeError, match=r"counts must be numbers \(V,\), got"):
+        UnigramNoise(counts)
+
+
+@pytest.mark.parametrize("shape", [2.5, (2.5,), None, True, "3", torch.tensor(3)])
+def test_sample_shapes_that_are_no_integers(shape: object) -> None:
+    with pytest.raises(TypeError, match="shape must be an integer or a tuple of integers, got"):
+        UnigramNoise([1, 2]).sample(shape)
+    assert UnigramNoise([1, 2]).sample(np.int64(3)).shape == (3,)
+    assert UnigramNoise([1, 2]).sample(torch.Size([2, 3])).shape == (2, 3)
+
+
+def test_vocabulary_bad_types() -> None:
+    for count in (1.5, "x", None):
+        with pytest.raises(TypeError, match=r"counts must be integers, got .* for 'a'"):
+            Vocabulary({"a": count})
+    assert Vocabulary({"a": np.int64(3)}).counts.tolist() == [3]
+    with pytest.raises(TypeError, match="sentences must hold words, got None"):
+        Vocabulary.from_sentences([["a", None]], min_count=1)
+    for ids in ([0.5], torch.tensor([0.0]), torch.tensor([[0]])):
+        with pytest.raises(TypeError, match=r"ids must be integers \(T,\), got"):
+            Vocabulary(["a"]).decode(ids)
+
+
+@pytest.mark.parametrize("architecture", ["cbow", "skipgram"])
+def test_a_window_wider_than_any_sentence_costs_nothing(architecture: str) -> None:
+    """The band of a window of 100,000 words would fill gigabytes with zeros."""
+    models = [Word2Vec(5, 4, architecture, generator=generator()) for _ in range(2)]
+    for model, window in zip(models, (3, 100_000), strict=True):
+        model.fit([[0, 1, 2, 3], [4, 0]], window=window, generator=generator())
+    assert models[0].vectors.equal(models[1].vectors)
+
+
+@pytest.mark.parametrize("architecture", ["cbow", "skipgram"])
+def test_training_is_not_reached_by_autocast(architecture: str) -> None:
+    models = [Word2Vec(30, 4, architecture, generator=generator()) for _ in range(2)]
+    losses = models[0].fit(topics(), epochs=2, generator=generator())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert models[1].fit(topics(), epochs=2, generator=generator()) == losses
+    assert models[0].vectors.equal(models[1].vectors)
+
+
+def test_word2vec_bad_types() -> None:
+    model = Word2Vec(5, 2, generator=generator())
+    for sentences in (torch.tensor([0, 1]), [torch.tensor(3)], [(i for i in [0, 1])]):
+        with pytest.raises(TypeError, match="sentences must be sequences of word ids, got"):
+            model.fit(sentences)
+    with pytest.raises(TypeError, match="integer word ids, got nested sequences"):
+        model.fit([[[0, 1], [2]]])
+    with pytest.raises(ValueError, match=r"ids must have shape \(\.\.\., C\), the neighbours"):
+        model(torch.tensor(1))
+    with pytest.raises(TypeError, match="exclude must hold word ids, got 'a'"):
+        model.most_similar(0, 1, exclude=["a"])
+    assert model.most_similar(np.int64(0), 1, exclude=torch.tensor([1, 2, 3]))[0].tolist() == [4]
+    assert len(model.fit([[0, 1]], learning_rate=np.float32(0.1), epochs=1)) == 1

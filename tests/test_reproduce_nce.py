@@ -77,6 +77,28 @@ def test_full_rank_factors_return_the_shifted_positive_table() -> None:
     torch.testing.assert_close(left @ right.T, table, atol=1e-4, rtol=1e-4)
 
 
+def test_the_huffman_tree_is_the_shortest_code() -> None:
+    counts = torch.tensor([40.0, 3, 3, 9, 1, 22, 5])
+    turns = words.huffman_turns(counts)
+    lengths = turns.abs().sum(1)
+    assert (2.0**-lengths).sum() == 1  # every leaf of a full binary tree, once
+    first, *rest = sorted(counts.tolist())
+    cost = 0.0  # each merge of the two rarest adds one turn for all the words below
+    while rest:
+        cost += first + rest[0]
+        first, *rest = sorted([first + rest[0], *rest[1:]])
+    assert (lengths * counts).sum() == cost
+    assert not turns[:, -1].any()
+    scores = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).double()
+    log_p = words.tree_log_probs(scores, turns)
+    torch.testing.assert_close(log_p.exp().sum(1), torch.ones(3).double())
+    by_hand = [
+        sum(torch.nn.functional.logsigmoid(t * s) for t, s in zip(turns[4], row, strict=True) if t)
+        for row in scores
+    ]
+    torch.testing.assert_close(log_p[:, 4], torch.stack(by_hand))
+
+
 def test_a_factorised_softmax_finds_the_law() -> None:
     law = torch.rand(5, 5, generator=torch.Generator().manual_seed(0)).softmax(1)
     scores = words.factorised(

@@ -1,11 +1,11 @@
-"""Checks that read values, and so must step aside where there are none to read."""
+"""What the losses and the words refuse; checks of values step aside where there are none."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_ids", "check_values"]
+__all__ = ["check_ids", "check_shape", "check_values"]
 
 
 def check_values(holds: Tensor, message: str) -> None:
@@ -26,10 +26,21 @@ def check_values(holds: Tensor, message: str) -> None:
         raise ValueError(f"{message}, got {int((~holds).sum())} that break this{where}")
 
 
-def check_ids(ids: Tensor, size: int, name: str) -> None:
-    """Refuse ids that are not integers in ``0 .. size - 1``."""
+def check_shape(tensor: Tensor, shape: torch.Size, name: str) -> None:
+    """Refuse a tensor of any other shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def check_ids(ids: Tensor, size: int, name: str) -> Tensor:
+    """Return ``ids`` as int64; refuse any that are not integers in ``0 .. size - 1``.
+
+    PyTorch takes an index of uint8 for a mask and refuses the other short integers.
+    """
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor of integer ids, got {type(ids).__name__}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be a tensor of integer ids, got {ids.dtype}")
+    ids = ids.long()
     check_values((ids >= 0) & (ids < size), f"{name} must lie in 0 .. {size - 1}")
+    return ids

@@ -53,7 +53,8 @@ class Text:
         """Lay ``sentences`` of ids below ``size`` end to end."""
         sentences = list(sentences)
         for number, sentence in enumerate(sentences):
-            if isinstance(sentence, str) or not hasattr(sentence, "__len__"):
+            sized = np.iterable(sentence) and hasattr(sentence, "__len__")
+            if isinstance(sentence, str) or not sized:
                 raise TypeError(
                     f"sentences must be sequences of word ids, got {sentence!r} as sentence "
                     f"{number}; Vocabulary.encode turns words into ids"
@@ -106,7 +107,10 @@ def _flat_ids(sentences: list[Sequence[int] | Tensor]) -> Tensor:
     if len(tensors) == len(sentences):
         ids = torch.cat([tensor for tensor in tensors if len(tensor)]).cpu()
     else:
-        numbers = np.array(list(chain.from_iterable(sentences)))
+        try:
+            numbers = np.array(list(chain.from_iterable(sentences)))
+        except ValueError:  # ragged
+            raise TypeError("sentences must hold integer word ids, got nested sequences") from None
         if numbers.dtype.kind not in "iufb":
             raise TypeError(
                 f"sentences must hold integer word ids, got {numbers.flat[0]!r}; "

@@ -1,17 +1,18 @@
-"""Three losses that need no normaliser: NCE, negative sampling and InfoNCE."""
+"""Data or noise? The binary losses that need no normaliser: NCE and negative sampling."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib._common import Reduction, at_least_float32, no_autocast, reduce_loss
-from lib.nce._checks import check_values
+from lib._common import Reduction, at_least_float32, reduce_loss
+from lib.nce._checks import check_shape, check_values
 
-__all__ = ["NCELoss", "info_nce_loss", "nce_loss", "negative_sampling_loss"]
+__all__ = ["NCELoss", "nce_loss", "negative_sampling_loss"]
 
 
 def nce_loss(
@@ -38,19 +39,21 @@ def nce_loss(
         noise_log_noise: log U of the noise (B, K).
         log_partition: log Z in nats, a number, a scalar tensor or one per sample (B,).
         reduction: over the batch; the sum over the K noise points is always taken.
-        validate_args: whether to look for NaN scores and infinite ``log U``; values cannot be
-            read, and are not checked, under ``vmap`` and ``torch.compile``.
+        validate_args: whether to look for scores that are NaN or plus infinity and for infinite
+            ``log U``; values cannot be read, and are not checked, under ``vmap`` and
+            ``torch.compile``.
 
     Any leading shape may stand in place of (B,), the empty one included. Scores of minus infinity
     are allowed (a model of bounded support) and so is the infinite loss that follows when they
-    are the data's.
+    are the data's. Plus infinity, an overflow more often than a density, would pass for a perfect
+    fit, and is refused.
 
     Returns:
         The loss in nats, scalar or (B,), in at least float32.
 
     Raises:
         ValueError: if shapes disagree, a batch or K is empty, or ``validate_args`` finds a fault.
-        TypeError: if an input is not a floating-point tensor.
+        TypeError: if an input is not a floating-point tensor, or ``log_partition`` not a number.
 
     Source: chapter `nce`, eq-nce-loss; Gutmann and Hyvarinen (2010).
 
@@ -64,12 +67,12 @@ def nce_loss(
     data_log_noise = at_least_float32(data_log_noise, "data_log_noise")
     noise_log_noise = at_least_float32(noise_log_noise, "noise_log_noise")
     _check_samples(data_scores, noise_scores, "data_scores", "noise_scores")
-    _check_shape(data_log_noise, data_scores.shape, "data_log_noise")
-    _check_shape(noise_log_noise, noise_scores.shape, "noise_log_noise")
+    check_shape(data_log_noise, data_scores.shape, "data_log_noise")
+    check_shape(noise_log_noise, noise_scores.shape, "noise_log_noise")
     log_z = _log_partition(log_partition, data_scores)
     if validate_args:
-        check_values(~data_scores.isnan(), "data_scores must not be NaN")
-        check_values(~noise_scores.isnan(), "noise_scores must not be NaN")
+        _check_scores(data_scores, "data_scores")
+        _check_scores(noise_scores, "noise_scores")
         covered = "must be finite: the noise must be able to draw every point"
         check_values(data_log_noise.isfinite(), f"data_log_noise {covered}")
         check_values(noise_log_noise.isfinite(), f"noise_log_noise {covered}")
@@ -113,10 +116,11 @@ class NCELoss(nn.Module):
         validate_args: bool = True,
     ) -> None:
         super().__init__()
-        if not math.isfinite(log_partition):
+        start = torch.tensor(float(_log_partition(log_partition, torch.zeros(()))))
+        if not start.isfinite():
             raise ValueError(f"log_partition must be finite, got {log_partition}")
         reduce_loss(torch.zeros(1), reduction)
-        self.log_partition = nn.Parameter(torch.tensor(float(log_partition)))
+        self.log_partition = nn.Parameter(start)
         self.reduction = reduction
         self.validate_args = validate_args
 
@@ -162,13 +166,13 @@ def negative_sampling_loss(
         positive: scores of the data, in nats (B,).
         negative: scores of the K noise points of each (B, K), K >= 1.
         reduction: over the batch; the sum over the K noise points is always taken.
-        validate_args: whether to look for NaN scores, as in `nce_loss`.
+        validate_args: whether to look for scores that are NaN or plus infinity, as in `nce_loss`.
 
     Returns:
         The loss in nats, scalar or (B,), in at least float32.
 
     Raises:
-        ValueError: if shapes disagree, a batch or K is empty, or a score is NaN.
+        ValueError: if shapes disagree, a batch or K is empty, or a score is NaN or plus infinity.
         TypeError: if an input is not a floating-point tensor.
 
     Source: chapter `nce`, eq-nce-negative-sampling; Mikolov et al. (2013).
@@ -180,103 +184,14 @@ def negative_sampling_loss(
     negative = at_least_float32(negative, "negative")
     _check_samples(positive, negative, "positive", "negative")
     if validate_args:
-        check_values(~positive.isnan(), "positive must not be NaN")
-        check_values(~negative.isnan(), "negative must not be NaN")
+        _check_scores(positive, "positive")
+        _check_scores(negative, "negative")
     return reduce_loss(_binary_loss(positive, negative), reduction)
-
-
-def info_nce_loss(
-    query: Tensor,
-    key: Tensor,
-    *,
-    temperature: float | Tensor = 0.1,
-    negatives: Tensor | None = None,
-    normalize: bool = True,
-    reduction: Reduction = "mean",
-    validate_args: bool = True,
-) -> Tensor:
-    """InfoNCE: pick each query's own key out of all the keys of the batch.
-
-    ::
-
-        score(i, j) = <query_i, key_j> / temperature
-        loss_i = -score(i, i) + log sum_j exp score(i, j)
-
-    ``log N - loss``, with N candidates, never exceeds the mutual information of query and key on
-    average, nor log N. One pair alone has nothing to be told from: its loss is 0. For the loss
-    symmetric in its two arguments, average it with that of ``(key, query)``.
-
-    Args:
-        query: one vector per pair (B, D).
-        key: the matching vectors, in the same order (B, D).
-        temperature: positive number or scalar tensor (which may be learned).
-        negatives: keys to be told apart from instead of the other keys of the batch (M, D).
-        normalize: whether to compare directions (cosines) rather than inner products.
-        reduction: over the batch.
-        validate_args: whether to look for values that are not finite, zero vectors that have no
-            direction and a temperature tensor that is not positive, as in `nce_loss`.
-
-    Returns:
-        The loss in nats, scalar or (B,), in at least float32.
-
-    Raises:
-        ValueError: if shapes disagree or are empty, ``temperature`` is not positive, or
-            ``validate_args`` finds a fault.
-        TypeError: if an input is not a floating-point tensor.
-
-    Source: chapter `nce`, eq-nce-info; van den Oord, Li and Vinyals (2018).
-
-    >>> query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> round(info_nce_loss(query, query, temperature=1.0).item(), 4)
-    0.3133
-    """
-    query, key = at_least_float32(query, "query"), at_least_float32(key, "key")
-    if query.dim() != 2 or 0 in query.shape:
-        raise ValueError(f"query must have shape (B, D), none empty, got {tuple(query.shape)}")
-    _check_shape(key, query.shape, "key")
-    vectors = {"query": query, "key": key}
-    if negatives is not None:
-        vectors["negatives"] = at_least_float32(negatives, "negatives")
-        if negatives.dim() != 2 or negatives.shape[1] != query.shape[1] or not len(negatives):
-            raise ValueError(
-                f"negatives must have shape (M, {query.shape[1]}), M >= 1, "
-                f"got {tuple(negatives.shape)}"
-            )
-    _check_temperature(temperature, validate_args)
-    if validate_args:
-        for name, value in vectors.items():
-            check_values(value.isfinite(), f"{name} must be finite")
-            if normalize:
-                zero = "must have no zero vector, which has no direction"
-                check_values((value != 0).any(-1), f"{name} {zero}")
-    if normalize:
-        vectors = {name: _unit(value) for name, value in vectors.items()}
-    with no_autocast(query):
-        scores = _info_scores(vectors) / temperature
-    own = torch.arange(len(query), device=query.device)
-    if negatives is not None:
-        own = torch.zeros_like(own)
-    return reduce_loss(F.cross_entropy(scores, own, reduction="none"), reduction)
 
 
 def _binary_loss(positive: Tensor, negative: Tensor) -> Tensor:
     """Cross entropy of one positive (B,) and K negative logits (B, K), summed to (B,)."""
     return -F.logsigmoid(positive) - F.logsigmoid(-negative).sum(-1)
-
-
-def _info_scores(vectors: dict[str, Tensor]) -> Tensor:
-    """Scores (B, B) of the batch's keys, or (B, 1 + M) of the own key and the given negatives."""
-    query, key = vectors["query"], vectors["key"]
-    if "negatives" not in vectors:
-        return query @ key.T
-    own = (query * key).sum(-1, keepdim=True)
-    return torch.cat((own, query @ vectors["negatives"].T), dim=-1)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Unit vectors; dividing by the largest entry first keeps squares inside the float's range."""
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    return F.normalize(vectors / largest.clamp_min(torch.finfo(vectors.dtype).tiny), dim=-1)
 
 
 def _check_samples(one: Tensor, many: Tensor, one_name: str, many_name: str) -> None:
@@ -292,29 +207,18 @@ def _check_samples(one: Tensor, many: Tensor, one_name: str, many_name: str) -> 
         raise ValueError(f"{one_name} must hold at least one sample, got shape {tuple(one.shape)}")
 
 
-def _check_shape(tensor: Tensor, shape: torch.Size, name: str) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+def _check_scores(scores: Tensor, name: str) -> None:
+    check_values(scores < math.inf, f"{name} must not be NaN or plus infinity")
 
 
 def _log_partition(value: float | Tensor, scores: Tensor) -> Tensor:
     """``value`` as a tensor that is scalar or shaped like ``scores``."""
-    if not isinstance(value, Tensor):
+    if isinstance(value, Real):
         return torch.as_tensor(value, dtype=scores.dtype, device=scores.device)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"log_partition must be a number or a tensor, got {value!r}")
     value = at_least_float32(value, "log_partition")
     if value.dim() and value.shape != scores.shape:
         wanted = f"() or {tuple(scores.shape)}"
         raise ValueError(f"log_partition must have shape {wanted}, got {tuple(value.shape)}")
     return value
-
-
-def _check_temperature(temperature: float | Tensor, validate_args: bool) -> None:
-    if isinstance(temperature, Tensor):
-        if temperature.dim():
-            shape = tuple(temperature.shape)
-            raise ValueError(f"temperature must be a number or a scalar tensor, got shape {shape}")
-        if validate_args:
-            fine = temperature.isfinite() & (temperature > 0)
-            check_values(fine, "temperature must be positive and finite")
-    elif not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -49,17 +50,17 @@ class UnigramNoise(nn.Module):
 
     def __init__(self, counts: Tensor | np.ndarray | Sequence[float], power: float = 0.75) -> None:
         super().__init__()
-        if not (isinstance(power, int | float) and power >= 0 and math.isfinite(power)):
+        if not (isinstance(power, int | float | np.number) and 0 <= power < math.inf):
             raise ValueError(f"power must be a finite number of at least 0, got {power!r}")
-        counts = torch.as_tensor(counts).detach()
-        _check_counts(counts)
         self.power = float(power)
-        self.dtype = torch.promote_types(counts.dtype, torch.float32)
-        support = counts.nonzero().squeeze(1)
-        log_weights = self.power * counts[support].double().log()
+        given = _as_tensor(counts)
+        exact = _checked(given)
+        self.dtype = torch.promote_types(given.dtype, torch.float32)
+        support = exact.nonzero().squeeze(1)
+        log_weights = self.power * exact[support].log()
         log_probs = log_weights - log_weights.logsumexp(0)
         cumulative = log_probs.exp().cumsum(0)
-        everywhere = cumulative.new_full((len(counts),), -math.inf)
+        everywhere = cumulative.new_full((len(exact),), -math.inf)
         self.register_buffer("_log_probs", everywhere.index_copy(0, support, log_probs), False)
         self.register_buffer("_support", support, False)
         self.register_buffer("_cumulative", cumulative / cumulative[-1], False)
@@ -90,8 +91,11 @@ class UnigramNoise(nn.Module):
 
         Raises:
             ValueError: if a size is negative.
+            TypeError: if a size is not an integer.
         """
-        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in size):
+            raise TypeError(f"shape must be an integer or a tuple of integers, got {shape!r}")
         if any(n < 0 for n in size):
             raise ValueError(f"shape must not hold negative sizes, got {size}")
         device = self._cumulative.device
@@ -107,22 +111,34 @@ class UnigramNoise(nn.Module):
             ValueError: if an id lies outside ``0 .. V - 1``.
             TypeError: if ``ids`` is not a tensor of integers.
         """
-        check_ids(ids, len(self), "ids")
-        return self._log_probs[ids].to(self.dtype)
+        return self._log_probs[check_ids(ids, len(self), "ids")].to(self.dtype)
 
     def extra_repr(self) -> str:
         return f"{len(self)}, power={self.power:g}"
 
 
-def _check_counts(counts: Tensor) -> None:
+def _as_tensor(counts: object) -> Tensor:
+    if isinstance(counts, Tensor):
+        return counts.detach()
+    try:
+        return torch.tensor(counts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        seen = type(counts).__name__
+        raise TypeError(f"counts must be numbers (V,), got {seen}: {error}") from None
+
+
+def _checked(counts: Tensor) -> Tensor:
+    """The ``counts`` in float64."""
     if counts.dtype == torch.bool or counts.is_complex():
         raise TypeError(f"counts must be real numbers, got {counts.dtype}")
     if counts.dim() != 1 or len(counts) == 0:
         raise ValueError(f"counts must have shape (V,), V >= 1, got {tuple(counts.shape)}")
-    wrong = ~(counts.isfinite() & (counts >= 0))
+    exact = counts.double()
+    wrong = ~(exact.isfinite() & (exact >= 0))
     if wrong.any():
         word = int(wrong.nonzero()[0])
         seen = counts[word].item()
         raise ValueError(f"counts must be finite and not negative, got {seen} for word {word}")
-    if not counts.any():
+    if not exact.any():
         raise ValueError(f"counts must not all be 0: none of the {len(counts)} words was seen")
+    return exact

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class Vocabulary:
 
     Raises:
         ValueError: if it is empty, a word is given twice or a count is negative.
-        TypeError: if a word is not a string.
+        TypeError: if a word is not a string or a count not an integer.
 
     Source: chapter `nce`.
 
@@ -47,6 +48,8 @@ class Vocabulary:
                 raise TypeError(f"counts must have words as keys, got {word!r} at position {id}")
             if self._ids[word] != id:
                 raise ValueError(f"counts must name each word once, got {word!r} again")
+            if not isinstance(count, int | np.integer):
+                raise TypeError(f"counts must be integers, got {count!r} for {word!r}")
             if count < 0:
                 raise ValueError(f"counts must not be negative, got {count} for {word!r}")
         self.counts = torch.tensor([count for _, count in pairs], dtype=torch.int64)
@@ -68,7 +71,8 @@ class Vocabulary:
 
         Raises:
             ValueError: if no word is frequent enough, or a limit is below 1.
-            TypeError: if a sentence is a plain string, whose items would be characters.
+            TypeError: if a word is not a string, or a sentence is a plain string, whose items
+                would be characters.
         """
         check_positive(min_count, "min_count")
         if max_size is not None:
@@ -81,6 +85,9 @@ class Vocabulary:
                     f"sentence {number}: split it first"
                 )
             counter.update(sentence)
+        for word in counter:
+            if not isinstance(word, str):
+                raise TypeError(f"sentences must hold words, got {word!r}")
         kept = [(word, count) for word, count in counter.items() if count >= min_count]
         if not kept:
             most = max(counter.values(), default=0)
@@ -138,9 +145,12 @@ class Vocabulary:
 
         Raises:
             ValueError: if an id lies outside ``0 .. V - 1``.
+            TypeError: if an id is not an integer.
         """
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         for number in numbers:
+            if not isinstance(number, int | np.integer):
+                raise TypeError(f"ids must be integers (T,), got {number!r}")
             if not 0 <= number < len(self):
                 raise ValueError(f"ids must lie in 0 .. {len(self) - 1}, got {number}")
         return [self.words[number] for number in numbers]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib._common import bool_mask, check_positive
+from lib._common import bool_mask, check_positive, no_autocast
 from lib.nce._checks import check_ids, check_values
 from lib.nce._steps import NOISE_BLOCK, Batch, Table, band_block, cbow_step, skipgram_step
 from lib.nce._text import Text, group
@@ -110,9 +111,11 @@ class Word2Vec(nn.Module):
             ValueError: if an id is out of range, a word has no neighbour, or skip-gram gets a mask.
             TypeError: if ``ids`` are not integers.
         """
-        check_ids(ids, len(self.input_vectors), "ids")
+        ids = check_ids(ids, len(self.input_vectors), "ids")
         hidden = self.input_vectors[ids]
         if self.architecture == "cbow":
+            if ids.dim() == 0:
+                raise ValueError("ids must have shape (..., C), the neighbours of a word, got ()")
             keep = torch.ones_like(ids, dtype=torch.bool)
             if mask is not None:
                 keep = bool_mask(mask, tuple(ids.shape))
@@ -172,6 +175,7 @@ class Word2Vec(nn.Module):
             seen = self.input_vectors.dtype
             raise TypeError(f"input_vectors must be float32 or float64 to be trained, got {seen}")
         text = Text.from_sentences(sentences, len(self.input_vectors))
+        window = min(window, int(text.sentence.bincount().max()) - 1)  # none stands further
         noise = UnigramNoise(text.ids.bincount(minlength=len(self.input_vectors)), power)
         size = _batch_size(batch_size, len(text), window)
         history = []
@@ -179,8 +183,9 @@ class Word2Vec(nn.Module):
             kept = text if subsample is None else text.subsampled(subsample, generator)
             total = torch.zeros(2, dtype=torch.float64, device=self.input_vectors.device)
             if len(kept):
-                for run in kept.padded(_multiple(window)).batches(size, generator):
-                    total += self._step(run, noise, window, negatives, learning_rate, generator)
+                with no_autocast(self.input_vectors):
+                    for run in kept.padded(_multiple(window)).batches(size, generator):
+                        total += self._step(run, noise, window, negatives, learning_rate, generator)
             loss, terms = total.tolist()
             if terms == 0:
                 raise ValueError(
@@ -218,7 +223,7 @@ class Word2Vec(nn.Module):
 
     @torch.no_grad()
     def most_similar(
-        self, query: int | Tensor, k: int = 10, *, exclude: Sequence[int] = ()
+        self, query: int | Tensor, k: int = 10, *, exclude: Sequence[int] | Tensor = ()
     ) -> tuple[Tensor, Tensor]:
         """The ``k`` words whose vectors point most nearly the same way.
 
@@ -232,10 +237,11 @@ class Word2Vec(nn.Module):
 
         Raises:
             ValueError: if an id or ``k`` is out of range, or the query is a zero vector.
-            TypeError: if ``query`` is neither an id nor a vector.
+            TypeError: if ``query`` is neither an id nor a vector, or ``exclude`` holds no ids.
         """
         vectors = self.vectors
-        left_out = list(exclude)
+        words = exclude.tolist() if isinstance(exclude, Tensor) else exclude
+        left_out = [_word_id(word, "exclude must hold word ids") for word in words]
         if isinstance(query, Tensor) and query.is_floating_point():
             if query.shape != vectors.shape[1:]:
                 wanted = tuple(vectors.shape[1:])
@@ -243,9 +249,7 @@ class Word2Vec(nn.Module):
             direction = query.to(vectors)
         else:
             word = query.item() if isinstance(query, Tensor) and query.dim() == 0 else query
-            if isinstance(word, bool) or not isinstance(word, int):
-                raise TypeError(f"query must be a word id or a vector, got {query!r}")
-            left_out.append(word)
+            left_out.append(_word_id(word, "query must be a word id or a vector"))
         for word in left_out:
             if not 0 <= word < len(vectors):
                 raise ValueError(f"ids must lie in 0 .. {len(vectors) - 1}, got {word}")
@@ -267,8 +271,14 @@ class Word2Vec(nn.Module):
         return f"{vocab_size}, {dim}, architecture={self.architecture!r}"
 
 
+def _word_id(word: object, message: str) -> int:
+    if isinstance(word, bool) or not isinstance(word, Integral):
+        raise TypeError(f"{message}, got {word!r}")
+    return int(word)
+
+
 def _check_rate(value: float, name: str) -> None:
-    if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+    if not (isinstance(value, Real) and 0 < value < math.inf):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ __all__ = [
     "analogies",
     "cooccurrences",
     "factorised",
+    "huffman_turns",
     "known_corpus",
     "ppmi_vectors",
     "similarity",
     "train_scores",
+    "tree_log_probs",
 ]
 
 
@@ -125,6 +128,29 @@ def ppmi_vectors(counts: Tensor, noise: Tensor, k: int, rank: int) -> tuple[Tens
     table = (law / noise).log().sub(math.log(k)).clamp_min(0)
     left, size, right = torch.svd_lowrank(table, rank, niter=4)
     return left * size.sqrt(), right * size.sqrt()
+
+
+def huffman_turns(counts: Tensor) -> Tensor:
+    """The Huffman tree of words seen ``counts`` (V,) times, as turns at its inner nodes (V, V).
+
+    Row w holds +1 or -1 for each node that the path from the root to w turns at, one way or the
+    other, and 0 elsewhere. There are V - 1 nodes: the last column stays 0.
+    """
+    turns = counts.new_zeros(len(counts), len(counts))
+    heap = [(count, place, [place]) for place, count in enumerate(counts.tolist())]
+    heapq.heapify(heap)
+    for node in range(len(counts) - 1):
+        rarest, next_rarest = heapq.heappop(heap), heapq.heappop(heap)
+        turns[rarest[2], node], turns[next_rarest[2], node] = -1, 1
+        both = rarest[0] + next_rarest[0], len(counts) + node, rarest[2] + next_rarest[2]
+        heapq.heappush(heap, both)
+    return turns
+
+
+def tree_log_probs(scores: Tensor, turns: Tensor) -> Tensor:
+    """log p(w | h) (H, V): the sum of log sigma(turn * score) over the nodes of w's path."""
+    right, left = ((turns == turn).to(scores).T for turn in (1, -1))
+    return F.logsigmoid(scores) @ right + F.logsigmoid(-scores) @ left
 
 
 def similarity(
