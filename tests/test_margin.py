@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from mpmath import acos, cos, exp, log, mp, mpf, pi, sin
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.margin import (
     MarginHead,
@@ -289,6 +291,18 @@ def test_bad_margins() -> None:
     for margin in (-0.1, 28.6, math.nan):
         with pytest.raises(ValueError, match="margin must be an angle"):
             arc_softmax_loss(cosine, target, margin=margin)
+    for loss in (am_softmax_loss, arc_softmax_loss):
+        for margin in ("0.35", None, True, torch.rand(3)):
+            with pytest.raises(TypeError, match="margin must be a number, got"):
+                loss(cosine, target, margin=margin)
+    for scale in ("30", None, True, torch.rand(2)):
+        with pytest.raises(TypeError, match="scale must be a number, got"):
+            am_softmax_loss(cosine, target, scale=scale)
+    with pytest.raises(ValueError, match="scale must be positive and finite, got -3"):
+        am_softmax_loss(cosine, target, scale=torch.tensor(-3.0))
+    for index in (None, "0", 1.0):
+        with pytest.raises(TypeError, match="ignore_index must be an integer"):
+            am_softmax_loss(cosine, target, ignore_index=index)
     with pytest.raises(ValueError, match="m must be at least 1"):
         simple_a_softmax_loss(cosine, target, m=0)
     with pytest.raises(TypeError, match="m must be an integer"):
@@ -430,6 +444,79 @@ def test_head_keeps_at_most_one_matrix_of_cosines() -> None:
             head.loss(x, target).backward()
         saved.pop(head.weight.data_ptr(), None)
         assert sum(saved.values()) <= allowed + 2 * classes + 12 * batch * dim
+
+
+class Products(TorchDispatchMode):
+    """Remembers every matrix product that is made, and so keeps it from being overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if "mm" in func.__name__:
+            self.made.append(result)
+        return result
+
+
+def test_without_gradient_one_tile_is_enough() -> None:
+    head, x = MarginHead(4, 9000), torch.randn(8, 4)
+    buffers = {}
+    for needed in (True, False):
+        with torch.set_grad_enabled(needed), Products() as products:
+            head.loss(x, torch.arange(8))
+        buffers[needed] = len({one.untyped_storage().data_ptr() for one in products.made})
+    assert buffers == {True: 5, False: 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("class_chunk", [None, 3])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_learned_scale_gets_its_gradient(
+    kind: str, class_chunk: int | None, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(12)
+    start = torch.nn.Parameter(torch.full(shape, 9.0, dtype=torch.float64))
+    given = MarginHead(3, 7, loss=kind, scale=start, class_chunk=class_chunk, dtype=torch.float64)
+    later = MarginHead(3, 7, loss=kind, class_chunk=class_chunk, dtype=torch.float64)
+    later.weight, later.scale = given.weight, start
+    x, target = torch.randn(4, 3, dtype=torch.float64), torch.tensor([6, 0, -100, 3])
+    step = 1e-6
+    for head in (given, later):
+        assert sorted(head.state_dict()) == ["scale", "weight"]
+        assert "scale=9.0" in repr(head)
+        (slope,) = torch.autograd.grad(head.loss(x, target), start)
+        fixed = MarginHead(3, 7, loss=kind, dtype=torch.float64)
+        fixed.weight, around = head.weight, []
+        for fixed.scale in (9 - step, 9 + step):
+            around.append(fixed.loss(x, target).item())
+        assert slope.shape == shape
+        assert slope.item() == pytest.approx((around[1] - around[0]) / (2 * step), rel=1e-6)
+        fixed.scale = 9.0
+        torch.testing.assert_close(head.loss(x, target), fixed.loss(x, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lengths_that_cannot_be_squared_are_refused(dtype: torch.dtype) -> None:
+    torch.manual_seed(13)
+    head, x, target = MarginHead(5, 7, dtype=dtype), torch.randn(3, 5, dtype=dtype), torch.arange(3)
+    expected, info = head(x), torch.finfo(dtype)
+    good = (1e-15, 1e18) if dtype == torch.float32 else (1e-145, 1e153)
+    bad = (1e-22, 1e-30, 1e25) if dtype == torch.float32 else (1e-160, 1e-200, 1e200)
+    for factor in good:
+        torch.testing.assert_close(head(factor * x), expected, rtol=0, atol=8 * info.eps)
+    for factor in bad:
+        for call in (head, lambda x: head.loss(x, target)):
+            with pytest.raises(
+                ValueError, match=r"x needs rows with a direction.*\(in torch.float"
+            ):
+                call(factor * x)
+        with torch.no_grad():
+            head.weight[2] *= factor
+        with pytest.raises(ValueError, match="weight needs rows with a direction, but row 2"):
+            head.loss(x, target)
+        head.reset_parameters()
 
 
 def test_backward_may_run_again_and_in_part() -> None:
@@ -599,7 +686,10 @@ def test_bad_input_to_the_head() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"loss": "cos"}, ValueError, "loss must be one of softmax|loss must be one of am"),
+        ({"loss": "cos"}, ValueError, "loss must be one of am"),
+        ({"loss": ["am"]}, ValueError, "loss must be one of am"),
+        ({"margin": "0.35"}, TypeError, "margin must be a number, got '0.35'"),
+        ({"scale": None}, TypeError, "scale must be a number, got None"),
         ({"margin": -0.1}, ValueError, "margin must be at least 0"),
         ({"loss": "arc", "margin": 28.6}, ValueError, "margin must be an angle"),
         ({"loss": "simple_a", "margin": 0.35}, TypeError, "margin must be an integer"),
@@ -682,8 +772,12 @@ def test_encoder_precision_and_state() -> None:
     torch.manual_seed(13)
     encoder = SentenceEncoder(9, dim=3, hidden=5)
     ids = torch.tensor([[3, 1, 4, 0], [2, 5, 8, 8]])
-    assert encoder(ids.int()).dtype == torch.float32
-    assert encoder(torch.zeros(0, 4, dtype=torch.long)).shape == (0, 5)
+    for dtype in (torch.int32, torch.uint8, torch.uint16, torch.uint32):
+        assert torch.equal(encoder(ids.to(dtype)), encoder(ids))
+        assert encoder(ids.to(dtype)).dtype == torch.float32
+    empty = encoder(torch.zeros(0, 4, dtype=torch.long))
+    assert empty.shape == (0, 5)
+    empty.sum().backward()  # as an empty share of a batch must allow
     with torch.autocast("cpu", dtype=torch.bfloat16):
         vectors = encoder(ids)
     assert vectors.dtype == torch.float32
@@ -773,6 +867,61 @@ def test_a_collapsed_encoder_scores_nothing() -> None:
     assert retrieval_accuracy(torch.ones(12, 3), groups, k=11) == {11: 1.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "dim"), [(12, 3), (77, 7), (130, 768), (1003, 128)])
+def test_one_direction_for_all_is_a_tie_of_all(size: int, dim: int, dtype: torch.dtype) -> None:
+    """Also where rounding gives equal products unequal values, column by column."""
+    generator = torch.Generator().manual_seed(size)
+    groups = torch.arange(size) // 2
+    for _ in range(3):
+        direction = torch.randn(dim, generator=generator, dtype=dtype)
+        vectors = direction * (0.1 + torch.rand(size, 1, generator=generator, dtype=dtype))
+        assert retrieval_accuracy(vectors, groups, k=(1, 9)) == {1: 0.0, 9: 0.0}
+        assert retrieval_accuracy(direction.expand(size, dim), groups, k=1) == {1: 0.0}
+
+
+def exact_accuracy(vectors: list[list[int]], groups: list[int], k: int) -> float:
+    """From the definition in fractions: cosines compare as their signed squares times |q|^2."""
+
+    def nearness(q: int, j: int) -> Fraction:
+        dot = sum(a * b for a, b in zip(vectors[q], vectors[j], strict=True))
+        return Fraction(dot * abs(dot), sum(a * a for a in vectors[j]))
+
+    hits = []
+    for q, group in enumerate(groups):
+        others = [j for j in range(len(groups)) if j != q]
+        fellows = [nearness(q, j) for j in others if groups[j] == group]
+        if fellows:
+            ahead = sum(nearness(q, j) >= max(fellows) for j in others if groups[j] != group)
+            hits.append(ahead < k)
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_retrieval_with_many_ties_against_fractions(seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randint(-3, 4, (60, 3), generator=generator)
+    vectors[vectors.eq(0).all(1)] = 1
+    groups = torch.randint(20, (60,), generator=generator).tolist()
+    expected = {k: exact_accuracy(vectors.tolist(), groups, k) for k in (1, 2, 5, 20)}
+    assert 0 < expected[1] < expected[5] < 1
+    found = retrieval_accuracy(0.37 * vectors.to(dtype), groups, k=(1, 2, 5, 20))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_retrieval_ranks_float32_vectors_as_exactly_as_they_are_given() -> None:
+    """Features that share one large direction: their cosines differ by less than float32 holds."""
+    generator = torch.Generator().manual_seed(2)
+    centre, pairs = torch.randn(64, generator=generator), torch.arange(400) // 2
+    vectors = centre + 1e-3 * torch.randn(200, 64, generator=generator)[pairs]
+    vectors = vectors + 3e-4 * torch.randn(400, 64, generator=generator)
+    exact = retrieval_accuracy(vectors.double(), pairs, k=(1, 5))
+    assert retrieval_accuracy(vectors, pairs, k=(1, 5)) == exact
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert retrieval_accuracy(vectors, pairs, k=(1, 5)) == exact
+
+
 def test_bad_input_to_retrieval() -> None:
     vectors, groups = torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
     with pytest.raises(ValueError, match="k must be at most the number of candidates 5"):
@@ -789,8 +938,17 @@ def test_bad_input_to_retrieval() -> None:
         retrieval_accuracy(vectors, torch.arange(6), k=1)
     with pytest.raises(ValueError, match=r"groups must have shape \(6,\), got \(5,\)"):
         retrieval_accuracy(vectors, groups[:5], k=1)
-    with pytest.raises(TypeError, match="groups must be integers"):
-        retrieval_accuracy(vectors, groups.double(), k=1)
+    for wrong in (groups.double(), list("aabbcc"), None, [None] * 6):
+        with pytest.raises(TypeError, match="groups must be integers"):
+            retrieval_accuracy(vectors, wrong, k=1)
+    for wrong in (1.5, None, "5", True):
+        with pytest.raises(TypeError, match="k must be an integer"):
+            retrieval_accuracy(vectors, groups, k=wrong)
+    for wrong in (vectors, (vectors,), 0):
+        with pytest.raises(TypeError, match=r"gallery must be \(vectors, groups\), got"):
+            retrieval_accuracy(vectors, groups, k=1, gallery=wrong)
+    with pytest.raises(ValueError, match="no query has a partner: none finds its group there"):
+        retrieval_accuracy(vectors, groups, k=1, gallery=(vectors, groups + 9))
     with pytest.raises(ValueError, match=r"vectors must have shape \(N, D\)"):
         retrieval_accuracy(vectors[0], groups, k=1)
     with pytest.raises(ValueError, match="at least one vector"):

@@ -29,7 +29,7 @@ class SentenceEncoder(nn.Module):
         hidden: size H of the sentence vectors.
 
     The GRU runs over packed sequences, whose lengths are read on the host: `forward` cannot be
-    traced by ``torch.compile(fullgraph=True)`` or ``torch.func.vmap``.
+    traced by ``torch.compile(fullgraph=True)`` or transformed by ``torch.func``.
 
     Source: chapter `margin`, eq-margin-encoder; Su (2018), archive number 5743.
 
@@ -60,33 +60,33 @@ class SentenceEncoder(nn.Module):
             ValueError: if shapes disagree, an id is out of range or a row is all padding.
             TypeError: if ``ids`` is not an integer tensor.
         """
-        keep = self._words(ids, mask)
+        ids, keep = self._words(ids, mask)
         lengths = keep.sum(1)
         if len(ids) == 0:
-            return at_least_float32(self.embedding.weight).new_zeros(0, self.gru.hidden_size)
+            return at_least_float32(self.gru.all_weights[0][1][:0])  # (0, H), and in the graph
         if (lengths == 0).any():
             row = int((lengths == 0).nonzero()[0])
             raise ValueError(f"ids must hold a word in every row, but row {row} is all padding")
         order = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # words first
         words = pack_padded_sequence(
-            ids.long().gather(1, order), lengths.cpu(), batch_first=True, enforce_sorted=False
+            ids.gather(1, order), lengths.cpu(), batch_first=True, enforce_sorted=False
         )
         _, state = self.gru(PackedSequence(self.embedding(words.data), *words[1:]))
         with no_autocast(state):
             return F.normalize(at_least_float32(state[-1]), dim=1)
 
-    def _words(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Check ``ids`` and ``mask``; return which positions hold a word to read, bool (B, T)."""
+    def _words(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check ``ids`` and ``mask``; return ids and which of them are to be read, bool (B, T)."""
         if not isinstance(ids, Tensor):
             raise TypeError(f"ids must be a tensor of integers, got {type(ids).__name__}")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"ids must be a tensor of integers, got {ids.dtype}")
         if ids.ndim != 2:
             raise ValueError(f"ids must have shape (B, T), got {tuple(ids.shape)}")
-        size = self.embedding.num_embeddings
+        ids, size = ids.long(), self.embedding.num_embeddings
         if ids.numel() and not (ids.min() >= 0 and ids.max() < size):
             raise ValueError(
                 f"ids must lie in 0 .. {size - 1}, got {ids.min().item()} to {ids.max().item()}"
             )
         words = ids != 0
-        return words if mask is None else words & bool_mask(mask, tuple(ids.shape))
+        return ids, words if mask is None else words & bool_mask(mask, tuple(ids.shape))

@@ -17,10 +17,15 @@ from lib._common import (
     reduce_loss,
     values_readable,
 )
+from lib.margin._checks import (
+    check_angle,
+    check_cosine,
+    check_margin,
+    check_scale,
+    check_target,
+)
 
 __all__ = ["am_softmax_loss", "arc_softmax_loss", "simple_a_softmax_loss"]
-
-_ROUNDING = 1e-4  # how far rounding may carry a float32 cosine past 1
 
 
 def am_softmax_loss(
@@ -28,7 +33,7 @@ def am_softmax_loss(
     target: Tensor,
     *,
     margin: float = 0.35,
-    scale: float = 30.0,
+    scale: float | Tensor = 30.0,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     validate_args: bool = True,
@@ -47,7 +52,7 @@ def am_softmax_loss(
             (B,), the empty one included. Half precision is raised to float32.
         target: classes 0 .. C-1 or ``ignore_index``, integers (B,).
         margin: m, how much is taken off the target's cosine; at least 0.
-        scale: s, the largest size of a logit; positive.
+        scale: s, the largest size of a logit; positive. A tensor of one number can be learned.
         reduction: ``"mean"`` over the samples that are not ignored, ``"sum"``, or ``"none"`` with
             0 for ignored samples.
         ignore_index: samples with this target count for nothing, whatever their cosines hold.
@@ -68,7 +73,7 @@ def am_softmax_loss(
     >>> am_softmax_loss(cosine, torch.tensor([0, 1]), scale=10.0, reduction="none")
     tensor([0.0112, 2.6239])
     """
-    _check_margin(margin)
+    check_margin(margin)
     return _loss(
         cosine,
         target,
@@ -85,7 +90,7 @@ def arc_softmax_loss(
     target: Tensor,
     *,
     margin: float = 0.5,
-    scale: float = 30.0,
+    scale: float | Tensor = 30.0,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     validate_args: bool = True,
@@ -93,7 +98,8 @@ def arc_softmax_loss(
     """Softmax over scaled cosines whose target is turned away by an angle (ArcFace).
 
     The target's cosine c = cos(theta) is replaced by cos(theta + m) as long as theta <= pi - m,
-    and by c - m sin(m) beyond, so that it falls all the way to theta = pi::
+    and by c - m sin(m) beyond, so that it falls all the way to theta = pi (for m up to 2.33; above
+    that it leaps up at theta = pi - m)::
 
         loss = log(1 + sum_{i != t} exp(s c_i) / exp(s cos(theta_t + m)))
 
@@ -103,7 +109,7 @@ def arc_softmax_loss(
         cosine: as in `am_softmax_loss` (B, C).
         target: as in `am_softmax_loss` (B,).
         margin: m in radians, from 0 to pi.
-        scale: s, the largest size of a logit; positive.
+        scale: as in `am_softmax_loss`.
         reduction: as in `am_softmax_loss`.
         ignore_index: as in `am_softmax_loss`.
         validate_args: as in `am_softmax_loss`.
@@ -121,7 +127,7 @@ def arc_softmax_loss(
     >>> arc_softmax_loss(cosine, torch.tensor([0, 1]), scale=10.0, reduction="none")
     tensor([0.0083, 3.6450])
     """
-    _check_angle(margin)
+    check_angle(margin)
     return _loss(
         cosine,
         target,
@@ -138,7 +144,7 @@ def simple_a_softmax_loss(
     target: Tensor,
     *,
     m: int = 4,
-    scale: float = 30.0,
+    scale: float | Tensor = 30.0,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     validate_args: bool = True,
@@ -157,7 +163,7 @@ def simple_a_softmax_loss(
         cosine: as in `am_softmax_loss` (B, C).
         target: as in `am_softmax_loss` (B,).
         m: the factor of the angle, an integer of at least 1.
-        scale: s, the largest size of a logit; positive.
+        scale: as in `am_softmax_loss`.
         reduction: as in `am_softmax_loss`.
         ignore_index: as in `am_softmax_loss`.
         validate_args: as in `am_softmax_loss`.
@@ -192,28 +198,29 @@ def _loss(
     target: Tensor,
     spoil: Callable[[Tensor], Tensor],
     *,
-    scale: float,
+    scale: float | Tensor,
     reduction: Reduction,
     ignore_index: int,
     validate_args: bool,
 ) -> Tensor:
     """The loss for any function ``spoil`` of the target's cosine."""
-    slack = _slack(cosine)
-    cosine = at_least_float32(cosine, "cosine")
-    _check_scale(scale)
+    given, cosine = cosine, at_least_float32(cosine, "cosine")
+    check_scale(scale)
     if cosine.ndim == 0 or cosine.shape[-1] == 0:
         raise ValueError(f"cosine must have a last axis of classes, got {tuple(cosine.shape)}")
-    index, keep = _check_target(
+    index, keep = check_target(
         target, cosine.shape[:-1], cosine.shape[-1], ignore_index, reduction, validate_args
     )
     if validate_args and values_readable(cosine, target):
-        _check_cosine(cosine, keep, slack)
+        check_cosine(cosine, keep, given.dtype)
     with no_autocast(cosine):
         own, rest = _own_and_rest(cosine, index, keep, scale)
         return _softplus_loss(spoil(own), rest, keep, scale, reduction)
 
 
-def _own_and_rest(cosine: Tensor, index: Tensor, keep: Tensor, scale: float) -> tuple[Tensor, ...]:
+def _own_and_rest(
+    cosine: Tensor, index: Tensor, keep: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """The target's cosine (B,) and the log of the sum of exp(scale c) over all others (B,)."""
     index, ignored = index.unsqueeze(-1), ~keep.unsqueeze(-1)
     own = cosine.gather(-1, index).masked_fill(ignored, 0.0)
@@ -222,7 +229,7 @@ def _own_and_rest(cosine: Tensor, index: Tensor, keep: Tensor, scale: float) -> 
 
 
 def _softplus_loss(
-    spoilt: Tensor, rest: Tensor, keep: Tensor, scale: float, reduction: Reduction
+    spoilt: Tensor, rest: Tensor, keep: Tensor, scale: float | Tensor, reduction: Reduction
 ) -> Tensor:
     """log(1 + exp(rest - scale * spoilt)), reduced over the samples that are kept."""
     losses = -F.logsigmoid(scale * spoilt - rest)
@@ -247,75 +254,3 @@ def _folded(cosine: Tensor, m: int) -> Tensor:
     for _ in range(m - 1):
         before, chebyshev = chebyshev, 2 * cosine * chebyshev - before
     return torch.where(chebyshev <= cosine, chebyshev, cosine)
-
-
-def _check_scale(scale: float) -> None:
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
-
-
-def _check_margin(margin: float) -> None:
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"margin must be at least 0 and finite, got {margin}")
-
-
-def _check_angle(margin: float) -> None:
-    if not 0 <= margin <= math.pi:
-        raise ValueError(f"margin must be an angle from 0 to pi, in radians, got {margin}")
-
-
-def _check_target(
-    target: Tensor,
-    shape: tuple[int, ...],
-    num_classes: int,
-    ignore_index: int,
-    reduction: Reduction,
-    validate_args: bool,
-) -> tuple[Tensor, Tensor]:
-    """Refuse targets that name no class; return them with 0 for ignored ones, and what is kept."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor of integers, got {type(target).__name__}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"target must be a tensor of integers, got {target.dtype}")
-    if tuple(target.shape) != tuple(shape):
-        raise ValueError(f"target must have shape {tuple(shape)}, got {tuple(target.shape)}")
-    if reduction == "mean" and target.numel() == 0:
-        raise ValueError('the batch is empty: reduction="mean" has nothing to average')
-    target = target.long()
-    keep = target != ignore_index
-    if validate_args and values_readable(target):
-        outside = keep & ((target < 0) | (target >= num_classes))
-        if outside.any():
-            raise ValueError(
-                f"target must lie in 0 .. {num_classes - 1} or be ignore_index={ignore_index}, "
-                f"got {target[outside][0].item()}"
-            )
-        if reduction == "mean" and not keep.any():
-            raise ValueError(
-                f"every target is ignore_index={ignore_index}: "
-                'reduction="mean" has nothing to average'
-            )
-    return target.masked_fill(~keep, 0), keep
-
-
-def _slack(cosine: Tensor) -> float:
-    """How far rounding, in the precision in which ``cosine`` comes, may carry it past 1."""
-    half = isinstance(cosine, Tensor) and cosine.dtype in (torch.half, torch.bfloat16)
-    return 2 * torch.finfo(cosine.dtype).eps if half else _ROUNDING
-
-
-def _check_cosine(cosine: Tensor, keep: Tensor, slack: float) -> None:
-    if cosine.numel() == 0 or _within(cosine, 1 + slack):
-        return
-    kept = cosine[keep]
-    if kept.numel() and not _within(kept, 1 + slack):
-        raise ValueError(
-            "cosine must lie in [-1, 1] (cosines, not scaled logits), "
-            f"got values from {kept.min().item():.4g} to {kept.max().item():.4g}"
-        )
-
-
-def _within(values: Tensor, bound: float) -> bool:
-    """Whether all values lie in [-bound, bound]; False if one is NaN."""
-    low, high = values.detach().aminmax()
-    return bool((low >= -bound) & (high <= bound))

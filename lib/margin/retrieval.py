@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from lib._common import at_least_float32, check_positive, no_autocast
+from lib._common import at_least_float32, check_positive
+from lib.margin._checks import lengths
 
 __all__ = ["retrieval_accuracy"]
 
 _CELLS = 1 << 22  # similarities held at a time
+_ROUNDING = 1e-13  # float64 cosines no further apart than this are equal
 
 
 @torch.no_grad()
@@ -27,7 +29,8 @@ def retrieval_accuracy(
     A query q of group g is a hit at k if fewer than k vectors of other groups are as near, by
     cosine, as the nearest vector of g. Each vector queries all the others; it is itself left
     out, and so are, of the mean, queries without a partner. A tie counts against the query: an
-    encoder that maps everything to one point scores 0, not 1.
+    encoder that maps everything to one point scores 0, not 1. So that ties are ties, cosines are
+    formed in float64, whatever the precision of the vectors, and compared up to its rounding.
 
     Args:
         vectors: queries, of any length but zero (N, D).
@@ -42,7 +45,8 @@ def retrieval_accuracy(
     Raises:
         ValueError: if shapes disagree, k is larger than the number of candidates, a vector is
             zero or not finite, or no query has a partner.
-        TypeError: if ``vectors`` is not floating-point, or ``groups`` or ``k`` not integers.
+        TypeError: if ``vectors`` is not floating-point, ``groups`` or ``k`` not integers, or
+            ``gallery`` not a pair.
 
     Memory stays at a few million similarities whatever N.
 
@@ -53,60 +57,61 @@ def retrieval_accuracy(
     {1: 0.5, 2: 1.0}
     """
     units, labels = _unit(vectors, "vectors"), _labels(groups, vectors, "groups")
-    if gallery is None:
-        others, other_labels = units, labels
-    else:
-        others = _unit(gallery[0], "gallery vectors").to(units)
-        other_labels = _labels(gallery[1], gallery[0], "gallery groups").to(labels.device)
+    others, other_labels = units, labels
+    if gallery is not None:
+        if not isinstance(gallery, tuple | list) or len(gallery) != 2:
+            raise TypeError(f"gallery must be (vectors, groups), got {type(gallery).__name__}")
+        others = _unit(gallery[0], "gallery vectors").to(units.device)
+        other_labels = _labels(gallery[1], gallery[0], "gallery groups")
         if others.shape[1] != units.shape[1]:
             raise ValueError(
                 f"gallery vectors must have dimension {units.shape[1]}, got {others.shape[1]}"
             )
-    candidates = len(others) - (gallery is None)
-    ks = _numbers(k, candidates)
+    labels, other_labels = labels.to(units.device), other_labels.to(units.device)
+    ks = _numbers(k, len(others) - (gallery is None))
     ahead = []
-    with no_autocast(units):
-        for rows in torch.arange(len(units), device=units.device).split(
-            max(1, _CELLS // max(1, len(others)))
-        ):
-            similarity = units[rows] @ others.t()  # (b, M)
-            same = labels[rows].unsqueeze(1) == other_labels
-            wrong = similarity.masked_fill(same, -2.0)
-            if gallery is None:
-                same[torch.arange(len(rows)), rows] = False
-            best = similarity.masked_fill_(~same, -2.0).amax(1, keepdim=True)
-            ahead.append((wrong >= best).sum(1)[same.any(1)])
+    for rows in torch.arange(len(units), device=units.device).split(
+        max(1, _CELLS // max(1, len(others)))
+    ):
+        similarity = units[rows] @ others.t()  # (b, M)
+        same = labels[rows].unsqueeze(1) == other_labels
+        wrong = similarity.masked_fill(same, -2.0)
+        if gallery is None:
+            same[torch.arange(len(rows)), rows] = False
+        best = similarity.masked_fill_(~same, -2.0).amax(1, keepdim=True)
+        ahead.append((wrong >= best - _ROUNDING).sum(1)[same.any(1)])
     rank = torch.cat(ahead)
     if len(rank) == 0:
-        raise ValueError("no query has a partner: every group has only one member")
+        where = "shares its group with another" if gallery is None else "finds its group there"
+        raise ValueError(f"no query has a partner: none {where}")
     return {number: (rank < number).double().mean().item() for number in ks}
 
 
 def _unit(vectors: Tensor, name: str) -> Tensor:
+    """Unit vectors (N, D) in float64, on the CPU where the device has no float64."""
     vectors = at_least_float32(vectors, name)
     if vectors.ndim != 2:
         raise ValueError(f"{name} must have shape (N, D), got {tuple(vectors.shape)}")
     if len(vectors) == 0:
         raise ValueError(f"{name} must hold at least one vector, got {tuple(vectors.shape)}")
-    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    fine = (norm > 0) & norm.isfinite()
-    if not fine.all():
-        row = int((~fine).squeeze(1).nonzero()[0])
-        raise ValueError(f"{name} need a direction, but row {row} has length {norm[row].item()}")
-    return vectors / norm
+    vectors = (vectors.cpu() if vectors.device.type == "mps" else vectors).double()
+    return vectors / lengths(vectors, name)
 
 
 def _labels(groups: Tensor | Sequence[int], vectors: Tensor, name: str) -> Tensor:
-    labels = torch.as_tensor(groups, device=vectors.device)
+    try:
+        labels = torch.as_tensor(groups)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be integers: {error}") from error
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}")
     if tuple(labels.shape) != (len(vectors),):
         raise ValueError(f"{name} must have shape ({len(vectors)},), got {tuple(labels.shape)}")
-    return labels
+    return labels.long()
 
 
 def _numbers(k: int | Sequence[int], candidates: int) -> tuple[int, ...]:
-    ks = (k,) if isinstance(k, int) else tuple(k)
+    ks = tuple(k) if isinstance(k, Iterable) else (k,)
     if not ks:
         raise ValueError("k must hold at least one number")
     for number in ks:
