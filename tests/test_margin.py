@@ -591,9 +591,30 @@ def test_head_under_transforms() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x[0], target[0]), each[0])
-    (slope,) = torch.autograd.grad(head.loss(leaf[0], target[0]), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+
+
+@pytest.mark.parametrize("class_chunk", [None, 4])
+def test_second_derivatives_are_those_of_the_plain_loss(class_chunk: int | None) -> None:
+    torch.manual_seed(7)
+    head = MarginHead(4, 6, class_chunk=class_chunk, dtype=torch.float64)
+    x, target = torch.randn(5, 4, dtype=torch.float64), torch.tensor([2, -100, 0, 5, 2])
+
+    def plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        cosine = torch.cosine_similarity(x[:, None], weight, dim=2)
+        return am_softmax_loss(cosine, target)
+
+    def fused(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(head, {"weight": weight}, (x,))
+
+    head.forward = lambda x: head.loss(x, target)  # type: ignore[method-assign]
+    points = x, head.weight.detach()
+    expected = torch.autograd.functional.hessian(plain, points)
+    for ours, theirs in zip(
+        torch.autograd.functional.hessian(fused, points), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    alone = torch.autograd.functional.hessian(lambda x: head.loss(x, target), x)
+    torch.testing.assert_close(alone, expected[0][0])
 
 
 def test_forward_gives_cosines_and_the_weight_is_the_only_state() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lib._common import no_autocast
+from lib.margin._checks import lengths
+from lib.margin.losses import _own_and_rest
 
 __all__ = ["OwnAndRest"]
 
@@ -50,15 +51,22 @@ class OwnAndRest(torch.autograd.Function):
         rest = peak + total.log()  # (B, 1)
         for logits, above in zip(kept, peaks, strict=True):
             logits.mul_((above - rest.clamp_min(-2.0 * scale)).exp())
-        ctx.save_for_backward(unit, weight, x_norm, shrink, target, centre, rest, *kept)
+        ctx.save_for_backward(x, weight, unit, x_norm, shrink, target, centre, rest, *kept)
         ctx.scale, ctx.tile = scale, tile
         return (unit * centre).sum(1), rest.squeeze(1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_own: Tensor, grad_rest: Tensor) -> tuple[Tensor | None, ...]:
-        unit, weight, x_norm, shrink, target, centre, rest, *kept = ctx.saved_tensors
+        x, weight, unit, x_norm, shrink, target, centre, rest, *kept = ctx.saved_tensors
         need_x, need_weight = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient must have a derivative too
+            own_and_rest = _plain(x, weight, target, ctx.scale)
+            wanted = [v for v, needed in ((x, need_x), (weight, need_weight)) if needed]
+            grads = iter(
+                torch.autograd.grad(own_and_rest, wanted, (grad_own, grad_rest), create_graph=True)
+            )
+            found = [next(grads) if needed else None for needed in (need_x, need_weight)]
+            return *found, None, None, None, None, None, None
         push, pull = ctx.scale * grad_rest.unsqueeze(1), grad_own.unsqueeze(1)  # (B, 1)
         pushed, floor = unit * push, rest.clamp_min(-2.0 * ctx.scale)
         grad_unit = torch.zeros_like(unit)
@@ -83,6 +91,13 @@ class OwnAndRest(torch.autograd.Function):
                 grad_centre = _project_(unit * pull, centre, shrink.index_select(0, target))
                 grad_weight.index_add_(0, target, grad_centre)
         return grad_x, grad_weight, None, None, None, None, None, None
+
+
+def _plain(x: Tensor, weight: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same two, by way of all the cosines (B, C)."""
+    units = [vectors / lengths(vectors, "", validate_args=False) for vectors in (x, weight)]
+    keep = torch.ones_like(target, dtype=torch.bool)
+    return _own_and_rest(units[0] @ units[1].t(), target, keep, scale)
 
 
 def _tiles(weight: Tensor, shrink: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:

@@ -53,8 +53,8 @@ class MarginHead(nn.Module):
 
     Under autocast, and for half-precision features or weights, both methods compute in float32.
     With a learned scale, under ``torch.compile`` and under the transforms of ``torch.func``,
-    ``loss`` takes the plain road through ``forward``; so must second derivatives, forward mode and
-    gradients in batches, as in ``am_softmax_loss(head(x), target)``.
+    ``loss`` takes the plain road through ``forward``, and so do its second derivatives. Forward
+    mode and gradients in batches must take it too, as in ``am_softmax_loss(head(x), target)``.
 
     Raises:
         ValueError: if a setting is out of range or ``loss`` is unknown.
