@@ -128,7 +128,8 @@ def _entry(
     entry += f"<small>{facts}</small>\n"
     if transcription:
         code = f"```python\n{transcription}\n```"
-        entry += f"\n<details><summary>transcription</summary>\n\n{code}\n\n</details>\n"
+        summary = '<details class="transcription"><summary>transcription</summary>'
+        entry += f"\n{summary}\n\n{code}\n\n</details>\n"
     return entry
 
 

@@ -392,7 +392,7 @@ def test_the_page_lists_every_formula_with_its_trial(write):
     assert "enumeration and lib · tolerance 1e-9, error" in text
     assert "excused: definition of the model" in text
     assert "% in the text: n > 1\n" in text
-    assert "<summary>transcription</summary>\n\n```python\ny = x**2 + x\nprinted = y\n```" in text
+    assert "transcription</summary>\n\n```python\ny = x**2 + x\nprinted = y\n```" in text
     assert transcriptions(chapter)["eq-crf-two-steps"].splitlines() == [
         "total = 0.0",
         "for row in x:",
