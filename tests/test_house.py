@@ -79,8 +79,15 @@ def test_pairs_are_written_one_way(tmp_path):
         '```{code-cell}\n%pip install "d @ git+https://example.org/old"\n```\n'
     )
     (tmp_path / "chapters/plain.md").write_text("# Plain\n")
+    (tmp_path / "README.md").write_text("`d @ git+https://example.org/old` https://kexue.fm\n")
+    (tmp_path / "CITATION.cff").write_text('repository-code: "https://example.org/old"\n')
     (first,) = write_pairs(tmp_path)
     assert "git+https://example.org/a/b" in page.read_text()
+    assert (tmp_path / "README.md").read_text() == (
+        "`d @ git+https://example.org/a/b` https://kexue.fm\n"
+    )
+    citation = (tmp_path / "CITATION.cff").read_text()
+    assert citation == 'repository-code: "https://example.org/a/b"\n'
     before = first.read_text()
     write_pairs(tmp_path)
     assert first.read_text() == before, "ids of unchanged cells must stay"
