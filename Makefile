@@ -42,7 +42,7 @@ pairs: .venv/ready                ## chapters/*.md -> chapters/*.ipynb, never th
 	$(B)/python -m lib.book.pairs
 
 formulas: .venv/ready             ## put all formulas on trial and write the page that lists them
-	$(B)/python -m lib.book.formulas
+	$(B)/python -m lib.book.formulas $(READ)
 
 lint: .venv/ready
 	$(B)/ruff check .

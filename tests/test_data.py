@@ -175,8 +175,29 @@ def test_offline_asks_no_source_and_says_so(monkeypatch):
     with pytest.warns(DataWarning, match="LIB_DATA_OFFLINE is set.*default stands in"):
         assert not load("tiny").full
     assert not shelf.asked
-    monkeypatch.setenv("LIB_DATA_OFFLINE", "0")
+
+
+@pytest.mark.parametrize("off", ["", "0", "false", "No", "off"])
+def test_offline_can_be_switched_off_by_word(monkeypatch, off):
+    tiny(Shelf(CONTENT))
+    monkeypatch.setenv("LIB_DATA_OFFLINE", off)
     assert load("tiny").full
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty"])
+def test_offline_names_the_files_and_the_folders_they_are_not_in(places, monkeypatch, kind):
+    tiny(default=False)
+    data = places / "typed wrong"
+    if kind == "file":
+        data.write_text("not a folder")
+    elif kind == "empty":
+        data.mkdir()
+    monkeypatch.setenv("LIB_DATA", str(data))
+    monkeypatch.setenv("LIB_DATA_OFFLINE", "1")
+    with pytest.raises(MissingDataError) as error:
+        load("tiny")
+    missing = f"no a.txt, b.txt in {data / 'tiny'} or {places / 'cache' / 'tiny'}"
+    assert missing in str(error.value)
 
 
 def test_without_default_and_source_it_is_an_error(monkeypatch):
@@ -283,6 +304,12 @@ def test_a_cache_that_cannot_be_written_is_said(places, monkeypatch):
     tiny(Shelf(CONTENT))
     with pytest.warns(DataWarning, match=r"file/cache/tiny cannot be written .*only kept in mem"):
         assert load("tiny").full
+
+
+@pytest.mark.parametrize("name", [None, ["tiny"], 3, b"kjv"])
+def test_a_name_is_text(name):
+    with pytest.raises(ValueError, match=r"no data set is called .*known: fashion_mnist"):
+        load(name)
 
 
 def test_unknown_names_are_answered_with_the_known():

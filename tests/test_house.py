@@ -62,6 +62,14 @@ def test_one_public_address():
         assert address in page.read_text(), f"{page.name} does not name {address}: run `make pairs`"
 
 
+def test_both_licences_are_there_in_full():
+    code, text = (ROOT / "LICENSE").read_text(), (ROOT / "LICENSE-TEXT").read_text()
+    assert code.startswith("MIT License")
+    assert "LICENSE-TEXT" in code
+    assert text.startswith("Attribution 4.0 International")
+    assert [number for number in range(1, 9) if f"Section {number} -- " in text] == [*range(1, 9)]
+
+
 def test_pairs_are_written_one_way(tmp_path):
     (tmp_path / "chapters").mkdir()
     (tmp_path / "_config.yml").write_text("repository:\n  url: https://example.org/a/b\n")
@@ -71,8 +79,15 @@ def test_pairs_are_written_one_way(tmp_path):
         '```{code-cell}\n%pip install "d @ git+https://example.org/old"\n```\n'
     )
     (tmp_path / "chapters/plain.md").write_text("# Plain\n")
+    (tmp_path / "README.md").write_text("`d @ git+https://example.org/old` https://kexue.fm\n")
+    (tmp_path / "CITATION.cff").write_text('repository-code: "https://example.org/old"\n')
     (first,) = write_pairs(tmp_path)
     assert "git+https://example.org/a/b" in page.read_text()
+    assert (tmp_path / "README.md").read_text() == (
+        "`d @ git+https://example.org/a/b` https://kexue.fm\n"
+    )
+    citation = (tmp_path / "CITATION.cff").read_text()
+    assert citation == 'repository-code: "https://example.org/a/b"\n'
     before = first.read_text()
     write_pairs(tmp_path)
     assert first.read_text() == before, "ids of unchanged cells must stay"

@@ -18,6 +18,9 @@ from lib.book._display import emit
 __all__ = ["STEMS", "Record", "check", "recorded"]
 
 STEMS = ("vae", "crf", "nce", "ode", "margin", "mixup", "nice", "vae_clustering")
+RTOL, ATOL = 1e-9, 1e-12  # what two roads to the same double differ by
+LOOSEST_RTOL, LOOSEST_ATOL = 1e-5, 1e-9  # where an oracle is itself an approximation
+LOOSEST_SAMPLING = 0.1  # four standard errors of a Monte Carlo oracle, relative to what is printed
 
 _records: list[Record] = []
 
@@ -55,8 +58,8 @@ def check(
     oracle: ArrayLike | Tensor,
     lib: ArrayLike | Tensor | None = None,
     by: str = "",
-    rtol: float = 1e-9,
-    atol: float = 1e-12,
+    rtol: float = RTOL,
+    atol: float = ATOL,
     standard_error: ArrayLike | Tensor | None = None,
 ) -> None:
     """Hold a printed formula against an independent oracle and the library's value.
@@ -71,15 +74,16 @@ def check(
         oracle: the same quantity by an independent road; same shape.
         lib: the library's value, if it computes this quantity; same shape.
         by: a few words that name the oracle, such as ``"enumeration"`` or ``"autograd"``.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        standard_error: of a Monte Carlo oracle; a positive scalar or of the same shape.
+        rtol: relative tolerance, at most 1e-5: what is further off is another number.
+        atol: absolute tolerance, at most 1e-9.
+        standard_error: of a Monte Carlo oracle; a positive scalar or of the same shape; four of
+            them may make at most a tenth of the largest printed value.
 
     Raises:
         AssertionError: if two values differ by more than the tolerance.
         TypeError: if ``printed`` is not in double precision.
         ValueError: if shapes differ (nothing is broadcast), a value is empty or not finite, or a
-            tolerance makes no sense.
+            tolerance is too loose to tell a right formula from a wrong one.
 
     >>> x = np.array([0.25, -1.5])  # exact in binary
     >>> check("eq-crf-square", printed=(x + 1) ** 2, oracle=x * x + 2 * x + 1, by="expansion")
@@ -87,8 +91,12 @@ def check(
     """
     if not label.startswith("eq-"):
         raise ValueError(f"label must read eq-<stem>-<name>, got {label!r}")
-    if not (0 <= rtol < 1 and 0 <= atol < np.inf):
-        raise ValueError(f"{label}: rtol must be in [0, 1) and atol finite, got {rtol}, {atol}")
+    if not (0 <= rtol <= LOOSEST_RTOL and 0 <= atol <= LOOSEST_ATOL):
+        raise ValueError(
+            f"{label}: rtol must be in [0, {short(LOOSEST_RTOL)}] and atol in "
+            f"[0, {short(LOOSEST_ATOL)}], got {rtol}, {atol}; a Monte Carlo oracle has a "
+            "standard_error instead"
+        )
     values = {
         "printed": _array(label, "printed", printed),
         "oracle": _array(label, "oracle", oracle),
@@ -175,11 +183,17 @@ def _compare(
         error = _within(label, "oracle", values, atol + rtol * oracle, np.maximum(oracle, 1))
         error = max(error, off)
         verdict = f"{names}, error {short(error)}"
-        return Record(label, by, against_lib, short(rtol), error, verdict)
+        tolerance = short(rtol) + (f" + {short(atol)}" if atol > ATOL else "")
+        return Record(label, by, against_lib, tolerance, error, verdict)
     if standard_error.shape not in ((), oracle.shape) or not (standard_error > 0).all():
         raise ValueError(
             f"{label}: standard_error must be positive and a scalar or of shape {oracle.shape}, "
             f"got shape {standard_error.shape}, smallest {standard_error.min()}"
+        )
+    if 4 * standard_error.max() > LOOSEST_SAMPLING * printed.max():
+        raise ValueError(
+            f"{label}: four standard errors, {4 * standard_error.max():.2g}, are more than a tenth "
+            f"of the largest printed value, {printed.max():.2g}: draw more samples"
         )
     error = _within(label, "oracle", values, 4 * standard_error, standard_error)
     verdict = f"{names} within {error:.1f} standard errors"

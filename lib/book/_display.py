@@ -127,11 +127,12 @@ class Table:
         return "\n".join([*([self.caption] if self.caption else []), text[0], rule, *text[1:]])
 
     def _repr_html_(self) -> str:
-        number = ' style="text-align: right; font-variant-numeric: tabular-nums"'
+        digits = "font-variant-numeric: tabular-nums; white-space: nowrap"
+        number = f' style="text-align: right; {digits}"'
         prose = ' style="text-align: left"'
         styles = [number if numeric else prose for numeric in self._numeric()]
         head = "".join(
-            f'<th scope="col"{style}>{html.escape(column)}</th>'
+            f'<th scope="col"{style.replace(f"; {digits}", "")}>{html.escape(column)}</th>'
             for column, style in zip(self.columns, styles, strict=True)
         )
         body = "".join(

@@ -13,8 +13,12 @@ from lib.book._check import STEMS
 __all__ = ["Cell", "Chapter", "Equation", "read_book", "read_chapter"]
 
 _FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?^\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
+_DIRECTIVE = re.compile(r"[`~]+\{(?!code|eval-rst|literalinclude)")
 _FRONT_MATTER = re.compile(r"\A---\n.*?^---$", re.MULTILINE | re.DOTALL)
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$(?:[ \t]*\(([^)\s]+)\))?", re.DOTALL)
+_INLINE = re.compile(r"(?<![\\$])\$([^$]+?)\$")
+_RELATION = re.compile(r"[=<>]|\\(le|ge|ne|ll|gg|approx|propto|to|equiv|sim)(?![A-Za-z])")
+_CODE_SPAN = re.compile(r"`[^`\n]*`")
 _MAGIC = re.compile(r"^([ \t]*)[%!].*$", re.MULTILINE)
 
 
@@ -67,6 +71,13 @@ class Chapter:
         """Labels that need no check, with the reason."""
         return self.metadata.get("excused") or {}
 
+    @property
+    def statements(self) -> list[str]:
+        """The formulas within the text that state something: those with a relation sign."""
+        text = _CODE_SPAN.sub(" ", _DISPLAY.sub(" ", self.prose))
+        inline = [" ".join(found.split()) for found in _INLINE.findall(text)]
+        return [formula for formula in inline if _RELATION.search(formula)]
+
     def code(self, *tags: str) -> list[Cell]:
         """The code cells that carry one of ``tags``, or all of them."""
         code = [cell for cell in self.cells if cell.kind == "code"]
@@ -92,7 +103,7 @@ def read_chapter(path: Path) -> Chapter:
         tags = frozenset(cell.metadata.get("tags", []))
         start = line if code else line + 1
         cells.append(Cell(cell.cell_type, cell.source, start, tags, dict(cell.metadata)))
-    prose = _FENCED.sub(_only_lines, _FRONT_MATTER.sub(_only_lines, text))
+    prose = _FENCED.sub(_without_code, _FRONT_MATTER.sub(_only_lines, text))
     return Chapter(path, metadata, tuple(cells), tuple(_equations(prose)), prose)
 
 
@@ -102,12 +113,17 @@ def read_book(folder: Path) -> list[Chapter]:
     return [read_chapter(path) for path in paths if path.exists()]
 
 
+def _without_code(match: re.Match[str]) -> str:
+    """Only the lines of a block of code; a directive such as ``{note}`` holds prose."""
+    return match.group() if _DIRECTIVE.match(match.group()) else _only_lines(match)
+
+
 def _only_lines(match: re.Match[str]) -> str:
     return "\n" * match.group().count("\n")
 
 
 def _equations(prose: str) -> list[Equation]:
-    prose = re.sub(r"`[^`\n]*`", lambda code: " " * len(code.group()), prose)
+    prose = _CODE_SPAN.sub(lambda code: " " * len(code.group()), prose)
 
     def line(position: int) -> int:
         return prose.count("\n", 0, position) + 1

@@ -1,14 +1,19 @@
-"""Write the page that lists every formula with its trial: ``python -m lib.book.formulas``."""
+"""Write the page that lists every formula with its trial: ``python -m lib.book.formulas``.
+
+A formula that changed while its transcription did not must be read again against it; then name its
+label: ``python -m lib.book.formulas eq-crf-score``.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lib.book._check import Record, short
 from lib.book.chapter import Chapter, Equation, read_book
+from lib.book.reading import to_be_read, transcriptions
 from lib.book.trial import Trial, try_chapter
 
 __all__ = ["page", "score", "without_errors", "write_page"]
@@ -26,8 +31,10 @@ turned, a factor lost, an index shifted, a function exchanged. *Caught* counts t
 that the check refused; one that slips through must be explained, or the book's tests fail. A
 definition or a cited theorem is *excused*.
 
-The test of the ledger writes this page anew and compares: a formula that has been changed must be
-read again against its transcription before `make formulas` prints it here.
+Under each formula its *transcription* unfolds: the lines of the chapter that were run in its place.
+That the two say the same is the one thing that no test can tell. So the test of the ledger writes
+this page anew and compares, and `make formulas` refuses a formula that has changed while its
+transcription stood still, until somebody has read the one against the other and says so.
 """
 
 
@@ -36,10 +43,12 @@ def page(chapters: Sequence[Chapter], trials: Trials) -> str:
     parts = [_OPENING, _summary(chapters, trials)]
     for chapter in chapters:
         parts.append(f"## [{_title(chapter)}]({chapter.path.name})\n")
+        code = transcriptions(chapter)
         for equation in chapter.equations:
             if equation.label:
                 trial = trials[chapter.stem].get(equation.label)
-                parts.append(_entry(chapter, equation, trial))
+                parts.append(_entry(chapter, equation, trial, code.get(equation.label)))
+        parts.append(_statements(chapter))
     return "\n".join(parts)
 
 
@@ -60,11 +69,22 @@ def without_errors(text: str) -> str:
     return re.sub(r"error \S+( standard errors)?", "error", text)
 
 
-def write_page(root: Path) -> str:
-    """Try all chapters, write ``chapters/formulas.md`` and return the score."""
+def write_page(root: Path, read: Collection[str] = ()) -> str:
+    """Try all chapters, write ``chapters/formulas.md`` and return the score.
+
+    Raises:
+        SystemExit: if a formula that must be read again is not among those ``read``.
+    """
     chapters = in_book_order(read_book(root / "chapters"), root)
+    path = root / "chapters/formulas.md"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if unread := [label for label in to_be_read(before, chapters) if label not in read]:
+        raise SystemExit(
+            f"{', '.join(unread)}: the formula has changed and its transcription has not. Read the "
+            f'one against the other; if they agree: make formulas READ="{" ".join(unread)}"'
+        )
     trials = {chapter.stem: try_chapter(chapter) for chapter in chapters}
-    (root / "chapters/formulas.md").write_text(page(chapters, trials), encoding="utf-8")
+    path.write_text(page(chapters, trials), encoding="utf-8")
     return score(chapters, trials)
 
 
@@ -95,15 +115,28 @@ def _title(chapter: Chapter) -> str:
     return found[1] if found else chapter.stem
 
 
-def _entry(chapter: Chapter, equation: Equation, trial: Trial | None) -> str:
+def _entry(
+    chapter: Chapter, equation: Equation, trial: Trial | None, transcription: str | None
+) -> str:
     label = equation.label or ""
     name = label.removeprefix(f"eq-{chapter.stem.replace('_', '-')}-").replace("-", " ")
     if trial is not None:
         facts = _facts(trial)
     else:
         facts = f"excused: {chapter.excused.get(label, 'no reason given')}"
-    heading = f"**{{eq}}`{label}` {name}** `{label}`"
-    return f"{heading}\n\n$$\n{equation.latex}\n$$\n\n<small>{facts}</small>\n"
+    entry = f"**{{eq}}`{label}` {name}** `{label}`\n\n$$\n{equation.latex}\n$$\n\n"
+    entry += f"<small>{facts}</small>\n"
+    if transcription:
+        code = f"```python\n{transcription}\n```"
+        summary = '<details class="transcription"><summary>transcription</summary>'
+        entry += f"\n{summary}\n\n{code}\n\n</details>\n"
+    return entry
+
+
+def _statements(chapter: Chapter) -> str:
+    """What the text states between the formulas, as comments: a change there shows here."""
+    stated = dict.fromkeys(chapter.statements)
+    return "".join(f"% in the text: {formula}\n" for formula in stated)
 
 
 def _facts(trial: Trial) -> str:
@@ -126,4 +159,4 @@ def _closeness(record: Record) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(write_page(Path.cwd()) + "\n")
+    sys.stdout.write(write_page(Path.cwd(), sys.argv[1:]) + "\n")

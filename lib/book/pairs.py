@@ -1,7 +1,8 @@
 """Write every chapter's notebook from its Markdown: ``python -m lib.book.pairs``.
 
-One way only: the Markdown is the source. The public address in the chapters' install line is
-taken from ``_config.yml``. Unchanged cells keep their ids, so the notebooks' diffs stay small.
+One way only: the Markdown is the source. The public address in the chapters' install line, in
+README.md and in CITATION.cff is taken from ``_config.yml``. Unchanged cells keep their ids, so the
+notebooks' diffs stay small.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["chapter_sources", "public_address", "write_pairs"]
 
-_INSTALL = re.compile(r"git\+https://[^\s\"']+")
+_ADDRESS = re.compile(r"(git\+|repository-code: \")https://[^\s\"'`]+")
 
 
 def public_address(root: Path) -> str:
@@ -32,12 +33,14 @@ def write_pairs(root: Path) -> list[Path]:
     """Bring each chapter's install line and notebook in step, and return the notebooks."""
     import jupytext
 
-    written = []
-    for source in chapter_sources(root):
-        text = source.read_text()
-        linked = _INSTALL.sub(f"git+{public_address(root)}", text)
+    address, sources = public_address(root), chapter_sources(root)
+    for page in [*sources, root / "README.md", root / "CITATION.cff"]:
+        text = page.read_text() if page.exists() else ""
+        linked = _ADDRESS.sub(rf"\g<1>{address}", text)
         if linked != text:
-            source.write_text(linked)
+            page.write_text(linked)
+    written = []
+    for source in sources:
         target = source.with_suffix(".ipynb")
         notebook = jupytext.read(source)
         if target.exists():

@@ -162,8 +162,13 @@ def fetch_into(
         MissingDataError: if files are still missing after the last source, with every reason.
         WrongFileError: the same, if a source brought a file that is not the one it should be.
     """
-    if os.environ.get("LIB_DATA_OFFLINE", "0") not in ("", "0"):
-        raise MissingDataError(f"{spec.name} is not on this machine and LIB_DATA_OFFLINE is set")
+    if os.environ.get("LIB_DATA_OFFLINE", "").lower() not in ("", "0", "false", "no", "off"):
+        named = os.environ.get("LIB_DATA")
+        places = dict.fromkeys([*([Path(named).expanduser() / spec.name] if named else []), folder])
+        raise MissingDataError(
+            f"{spec.name} is not on this machine and LIB_DATA_OFFLINE is set: there is no "
+            f"{', '.join(spec.files)} in {' or '.join(map(str, places))}"
+        )
     with _one_process_at_a_time(folder):
         raw = read_folder(spec, folder)
         used: list[str] = []

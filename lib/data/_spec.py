@@ -173,7 +173,7 @@ def names() -> list[str]:
 
 def spec_of(name: str) -> Spec:
     """The registered record of ``name``; an unknown name is answered with the known ones."""
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise ValueError(f"no data set is called {name!r}; known: {', '.join(names())}")
     return _REGISTRY[name]
 

@@ -130,6 +130,18 @@ def test_pictures_stand_once_and_have_alt_text(page, name):
     assert all(len(alt.split()) >= 8 for alt in alts), alts
 
 
+@pytest.mark.parametrize("name", [page for page in PAGES if page.startswith("chapters/")])
+def test_code_fits_between_the_side_bars_of_a_small_laptop(browser, address, name):
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, base_url=address)
+    page.goto(name, wait_until="networkidle")
+    cut = page.evaluate(
+        """[...document.querySelectorAll('.cell_input pre, .cell_output .stream pre')]
+           .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 80))"""
+    )
+    page.close()
+    assert cut == []
+
+
 def test_search_finds_a_word(page):
     page.goto("search.html?q=partition", wait_until="networkidle")
     page.wait_for_selector("#search-results li", timeout=20_000)

@@ -79,6 +79,18 @@ def test_lib_is_held_to_the_tolerance_even_under_monte_carlo():
         check("eq-crf-x", printed=1.0, oracle=1.0, lib=1.001, standard_error=0.01)
 
 
+def test_too_few_samples_are_no_oracle():
+    check("eq-crf-x", printed=[1.0, 40.0], oracle=[1.0, 40.0], standard_error=0.99)
+    with pytest.raises(ValueError, match="more than a tenth of the largest printed value, 40"):
+        check("eq-crf-x", printed=[1.0, 40.0], oracle=[1.0, 40.0], standard_error=1.01)
+
+
+def test_a_looser_tolerance_is_recorded():
+    check("eq-crf-x", printed=1.0, oracle=1.0, rtol=1e-6, atol=1e-10)
+    check("eq-crf-x", printed=1.0, oracle=1.0)
+    assert [record.tolerance for record in recorded()[-2:]] == ["1e-6 + 1e-10", "1e-9"]
+
+
 @pytest.mark.parametrize("error", [0.0, -0.1, np.full(3, 0.1)])
 def test_standard_errors_make_sense(error):
     with pytest.raises(ValueError, match="standard_error must be positive"):
@@ -88,11 +100,11 @@ def test_standard_errors_make_sense(error):
 def test_integers_and_booleans_must_be_equal(capsys):
     paths = torch.tensor([[0, 2, 1], [1, 1, 0]])
     assert say(capsys, printed=paths, oracle=paths.numpy()).endswith("printed = oracle, exactly")
-    assert say(capsys, printed=[True, False], oracle=[1, 0], rtol=0.5).endswith("exactly")
+    assert say(capsys, printed=[True, False], oracle=[1, 0], rtol=1e-5).endswith("exactly")
     with pytest.raises(
         AssertionError, match=r"differ in 1 of 6 places, first at \(0, 1\): 2 and 3"
     ):
-        check("eq-crf-x", printed=paths, oracle=[[0, 3, 1], [1, 1, 0]], rtol=0.9, atol=9)
+        check("eq-crf-x", printed=paths, oracle=[[0, 3, 1], [1, 1, 0]])
     with pytest.raises(AssertionError, match="printed and lib differ"):
         check("eq-crf-x", printed=3, oracle=3, lib=4)
 
@@ -138,7 +150,8 @@ def test_only_numbers():
 def test_labels_and_tolerances_are_looked_at():
     with pytest.raises(ValueError, match="label must read"):
         check("crf:recursion", printed=1.0, oracle=1.0)
-    for rtol, atol in [(1.0, 0.0), (-1e-9, 0.0), (1e-9, float("inf")), (1e-9, -1.0)]:
+    refused = [(1e-4, 0.0), (-1e-9, 0.0), (1e-9, float("inf")), (1e-9, -1.0), (1e-9, 1e-8)]
+    for rtol, atol in [*refused, (float("nan"), 0.0), (1e-9, float("nan"))]:
         with pytest.raises(ValueError, match="rtol must be"):
             check("eq-crf-x", printed=1.0, oracle=1.0, rtol=rtol, atol=atol)
 

@@ -11,9 +11,10 @@ import pytest
 
 from lib.book.chapter import read_book, read_chapter
 from lib.book.dataflow import check_calls, slice_of
-from lib.book.formulas import in_book_order, page, score, without_errors
+from lib.book.formulas import in_book_order, page, score, without_errors, write_page
 from lib.book.ledger import scan, scan_book
 from lib.book.mutants import mutants_of
+from lib.book.reading import to_be_read, transcriptions
 from lib.book.trial import ChapterError, try_chapter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ $$
 \log Z = \sum_t \log \sum_i e^{x_{ti}}
 $$ (eq-crf-two-steps)
 
-The sum falls apart.
+The sum falls apart for $n > 1$.
 
 ```{code-cell} ipython3
 :tags: [check]
@@ -76,10 +77,6 @@ check(
     lib=model.log_partition[0], by="enumeration",
 )
 ```
-
-$$
-1 + 1 = 2
-$$
 
 $$
 y = x^2 + x
@@ -116,11 +113,10 @@ def test_a_good_chapter_passes_and_is_read_in_full(write):
         ("eq-crf-family", 27, 29),
         ("eq-crf-line", 31, 31),
         ("eq-crf-two-steps", 39, 41),
-        (None, 58, 60),
-        ("eq-crf-square", 62, 64),
+        ("eq-crf-square", 58, 60),
     ]
     assert chapter.equations[1].latex == r"\log Z = \log \sum_i e^{x_i}"
-    assert [cell.line for cell in chapter.code("check")] == [33, 45, 66]
+    assert [cell.line for cell in chapter.code("check")] == [33, 45, 62]
     assert chapter.code("setup")[0].python.endswith("    pass")
 
 
@@ -136,7 +132,10 @@ CHECK_LINE = 'check("eq-crf-line", printed=x.exp().sum(1).log()'
         ([("$$ (eq-crf-square)", "$$ (square)")], "label square does not read eq-crf-<name>"),
         ([("$$ (eq-crf-square)", "$$ (eq-nce-square)")], "eq-nce-square does not read eq-crf"),
         ([("$$ (eq-crf-square)", "$$ (eq-crf-line)")], "eq-crf-line is printed before, at"),
-        ([("The sum falls apart.", FILL)], "the check of eq-crf-two-steps stands 12 lines below"),
+        (
+            [("The sum falls apart for $n > 1$.", FILL)],
+            "the check of eq-crf-two-steps stands 12 lines below",
+        ),
         ([(":tags: [check]\n\n" + CHECK_LINE, ":tags: []\n\n" + CHECK_LINE)], "not tagged check"),
         ([('check("eq-crf-line"', 'check("eq-crf-" + "line"')], "must be a label, written out"),
         ([(', by="torch"', "")], 'does not name its oracle, by="..."'),
@@ -146,8 +145,50 @@ CHECK_LINE = 'check("eq-crf-line", printed=x.exp().sum(1).log()'
         ([("definition of the model", "definition")], "gives no reason: 'definition'"),
         ([("eq-crf-family:", "eq-crf-line:")], "eq-crf-line is excused but checked all the same"),
         ([("excused: {", "excused: {eq-crf-line: three words here, ")], "2 of 4 labels are excu"),
-        ([("1 + 1 = 2\n$$", "1\n$$\n\n$$\n2\n$$\n\n$$ 3 $$")], "3 of 7 display equations have no"),
-        ([("1 + 1 = 2\n$$", "1 + 1 = 2\n$$\n\n$$")], "$$ without its partner"),
+        ([(" (eq-crf-line)", "")], "a display equation without a label"),
+        ([(" (eq-crf-line)", "\n(eq-crf-line)")], "a display equation without a label"),
+        ([("The sum", "$$\n\nThe sum")], "$$ without its partner"),
+        ([("The sum", "```{note}\n$$ 1 = 2 $$\n```\nThe sum")], "without a label"),
+        ([("The sum", "```{math}\n1 = 2\n```\nThe sum")], "must stand between $$ and $$"),
+        ([("The sum", "\\begin{eqnarray}\nThe sum")], "must stand between $$ and $$"),
+        ([("The sum", "$\\displaystyle a = b$ The sum")], "must stand between $$ and $$"),
+        ([("import torch\n", "import torch\nfrom IPython.display import Math\n")], "come out of a"),
+        ([("import torch\n", "import torch\nprint('$$ 1 = 2 $$')\n")], "not come out of a cell"),
+        ([("y = x**2 + x\n", "y = x**2 + x\nif x.sum() > 9:\n    ")], "a statement of its own"),
+        ([("y = x**2 + x\n", "y = x**2 + x\nz = ")], "a statement of its own"),
+        ([("import check", "import show as check")], "must be that of lib.book"),
+        ([("import torch\n", "import torch\ndef check(*a, **k): pass\n")], "another meaning"),
+        ([("import torch\n", "import torch\ncheck = print\n")], "check is given another meaning"),
+        ([("oracle=x * (x + 1)", "oracle=x**2 + x")], "eq-crf-square repeats the transcription: _"),
+        (
+            [("oracle=x * (x + 1)", "oracle=1 + (x**2 + x) - 1")],
+            "repeats the transcription: _ ** 2",
+        ),
+        (
+            [
+                ("y = x**2 + x\n", "y = x**2 + x\nu = x\nv = u**2 + u\n"),
+                ("oracle=x * (x + 1)", "oracle=v"),
+            ],
+            "repeats the transcription: _ ** 2 + _",
+        ),
+        (
+            [
+                ("y = x**2 + x\n", "y = x * x * x / x + 5 * x - 4 * x\n"),
+                ("printed=y", "printed=1 * y"),
+                ("oracle=x * (x + 1)", "oracle=y"),
+            ],
+            "is computed from it: 7 operations feed both",
+        ),
+        (
+            [
+                (
+                    "from lib.crf import",
+                    "from lib.training import mean_std as y2\nfrom lib.crf import",
+                ),
+                ("oracle=x * (x + 1)", "oracle=y2(x)"),
+            ],
+            "oracle= of eq-crf-square leans on lib",
+        ),
         ([("The sum", "\\begin{align}\nThe sum")], "must stand between $$ and $$"),
         ([("The sum", "\\[ a \\] The sum")], "must stand between $$ and $$"),
         ([("printed=total", "printed=model.log_partition[0]")], "printed= of eq-crf-two-steps le"),
@@ -176,7 +217,7 @@ def test_the_stem_with_a_hyphen_is_told_apart(write):
 
 def test_formulas_in_code_are_not_printed_formulas(write):
     fenced = "The sum falls apart.\n```text\n$$ a $$ (eq-crf-no)\n```\nNot `$$ b $$` either."
-    assert len(write(("The sum falls apart.", fenced)).equations) == 5
+    assert len(write(("The sum falls apart for $n > 1$.", fenced)).equations) == 4
 
 
 def slice_names(code):
@@ -301,11 +342,10 @@ def test_a_lazy_point_lets_wrong_versions_through(write):
     assert "x ** 2 -> x ** 3" in trial.survived
 
 
-def test_a_loose_tolerance_lets_wrong_versions_through(write):
-    loose = [('by="Horner\'s rule"', 'by="Horner\'s rule", atol=100.0')]
-    trial = try_chapter(write(*loose))["eq-crf-square"]
-    assert trial.killed == []
-    assert len(trial.survived) >= 5
+@pytest.mark.parametrize("loose", ["atol=100.0", "rtol=0.01", "standard_error=y.std()"])
+def test_a_tolerance_that_lets_wrong_versions_through_is_refused(write, loose):
+    with pytest.raises(ChapterError, match=r"(rtol must be in|four standard errors)"):
+        try_chapter(write(('by="Horner\'s rule"', f'by="Horner\'s rule", {loose}')))
 
 
 def test_a_formula_shared_with_the_oracle_is_not_tried(write):
@@ -337,10 +377,10 @@ def test_runs_do_not_disturb_one_another(write):
 
 def test_a_cell_that_does_not_run_is_named(write):
     with pytest.raises(
-        ChapterError, match=r"crf\.md:66: AssertionError.*eq-crf-square: printed and oracle"
+        ChapterError, match=r"crf\.md:62: AssertionError.*eq-crf-square: printed and oracle"
     ):
         try_chapter(write(("y = x**2 + x", "y = x**2 - x")))
-    with pytest.raises(ChapterError, match=r"crf\.md:66: NameError"):
+    with pytest.raises(ChapterError, match=r"crf\.md:62: NameError"):
         try_chapter(write(("y = x**2 + x", "y = trained**2 + x")))
 
 
@@ -351,9 +391,142 @@ def test_the_page_lists_every_formula_with_its_trial(write):
     assert "\\log Z = \\sum_t \\log \\sum_i e^{x_{ti}}" in text
     assert "enumeration and lib · tolerance 1e-9, error" in text
     assert "excused: definition of the model" in text
+    assert "% in the text: n > 1\n" in text
+    assert "transcription</summary>\n\n```python\ny = x**2 + x\nprinted = y\n```" in text
+    assert transcriptions(chapter)["eq-crf-two-steps"].splitlines() == [
+        "total = 0.0",
+        "for row in x:",
+        "    total = total + row.exp().sum().log()",
+        "printed = total",
+    ]
     assert "| [crf](crf.md) | 4 | 3 | 1 |" in text
     assert without_errors(text) == without_errors(text.replace("error 0 ", "error 7e-16 "))
     assert without_errors(text) != without_errors(text.replace("x^2", "x^3"))
+
+
+# What a stranger would plant, and what catches it: the rules of the ledger, the check itself, the
+# falsification, or the page, which must be printed anew after every formula has been read
+
+FAR = "filler\n" * 11 + "```{code-cell} ipython3\n:tags: [check]\n\ny ="
+LONG = "y = x * x * x / x + 5 * x - 4 * x + 0 * x"
+SQUARE = "y = x^2 + x\n$$"
+STEPS = r"\log Z = \sum_t \log \sum_i e^{x_{ti}}"
+LINE = r"\log Z = \log \sum_i e^{x_i}"
+CODE, ORACLE = "y = x**2 + x", "oracle=x * (x + 1)"
+CHECK_SQUARE = GOOD[GOOD.rindex("```{code-cell}") :]
+BY = 'by="Horner\'s rule"'
+PLANTS = {
+    "a sign in LaTeX": ([(SQUARE, "y = x^2 - x\n$$")], "page"),
+    "an exponent in LaTeX": ([(SQUARE, "y = x^3 + x\n$$")], "page"),
+    "a factor in LaTeX": ([(SQUARE, "y = 2x^2 + x\n$$")], "page"),
+    "a lost term in LaTeX": ([(SQUARE, "y = x^2\n$$")], "page"),
+    "an index in LaTeX": ([(STEPS, STEPS.replace("{ti}", "{t-1,i}"))], "page"),
+    "swapped letters in LaTeX": ([(STEPS, STEPS.replace("{ti}", "{it}"))], "page"),
+    "another function in LaTeX": ([(LINE, LINE.replace(r"\sum", r"\prod"))], "page"),
+    "a lost logarithm in LaTeX": ([(LINE, LINE.replace(r"= \log", "="))], "page"),
+    "an excused formula": ([("P = e^f / Z", "P = e^{-f} / Z")], "page"),
+    "a statement in the text": ([("for $n > 1$", "for $n > 2$")], "page"),
+    "a sign in the transcription": ([(CODE, "y = x**2 - x")], "check"),
+    "a factor in the transcription": ([(CODE, "y = x**2 + 2 * x")], "check"),
+    "a small factor": ([(CODE, "y = x**2 + 1.00001 * x")], "check"),
+    "an axis in the transcription": ([("x.exp().sum(1)", "x.exp().sum(0)")], "check"),
+    "a mean for a sum": ([("x.exp().sum(1)", "x.exp().mean(1)")], "check"),
+    "a lost logarithm": ([("row.exp().sum().log()", "row.exp().sum()")], "check"),
+    "both readings": ([(SQUARE, "y = x^2 - x\n$$"), (CODE, "y = x**2 - x")], "check"),
+    "both, another way": ([(SQUARE, "y = x^2\n$$"), (CODE, "y = x**2")], "check"),
+    "the oracle": ([(ORACLE, "oracle=x * (x - 1)")], "check"),
+    "the oracle's axis": ([("logsumexp(x, 1)", "logsumexp(x, 0)")], "check"),
+    "all but lib": ([("total = 0.0", "total = 1."), ("everything =", "everything = 1 +")], "check"),
+    "a loose rtol": ([(BY, f"{BY}, rtol=0.5"), (CODE, "y = x**2 + 1.1 * x")], "check"),
+    "a loose atol": ([(BY, f"{BY}, atol=1e-3"), (CODE, "y = x**2 + x + 1e-4")], "check"),
+    "a false spread": ([(BY, f"{BY}, standard_error=1.0"), (CODE, "y = x**2 + 1.1 * x")], "check"),
+    "a lazy point": ([(CODE, "x = 0 * x\ny = x**2 + x")], "falsified"),
+    "nothing transcribed": ([(ORACLE, "oracle=y.clone()")], "rules"),
+    "a renamed label": ([("$$ (eq-crf-square)", "$$ (eq-crf-squares)")], "rules"),
+    "a doubled label": ([("$$ (eq-crf-square)", "$$ (eq-crf-line)")], "rules"),
+    "a label off the house's names": ([("eq-crf-square", "eq-square")], "rules"),
+    "no label": ([("$$ (eq-crf-square)", "$$")], "rules"),
+    "no label, and no check": ([("$$ (eq-crf-square)", "$$"), (CHECK_SQUARE, "")], "rules"),
+    "the check moved away": ([("```{code-cell} ipython3\n:tags: [check]\n\ny =", FAR)], "rules"),
+    "the check deleted": ([(CHECK_SQUARE, "")], "rules"),
+    "the check untagged": ([(":tags: [check]\n\ny =", ":tags: []\n\ny =")], "rules"),
+    "the check avoided": ([('check("eq-crf-square"', 'if y is x: check("eq-crf-square"')], "rules"),
+    "another check": ([("import torch\n", "import torch\ncheck = print\n")], "rules"),
+    "the formula with itself": ([(ORACLE, "oracle=x**2 + x")], "rules"),
+    "itself by another name": ([(ORACLE, "oracle=z**2 + z"), (CODE, f"{CODE}\nz = x")], "rules"),
+    "the transcription by lib": ([("printed=total", "printed=model.log_partition[0]")], "rules"),
+    "the oracle by lib": ([("oracle=everything", "oracle=model.log_partition[0]")], "rules"),
+    "the oracle from the transcription": ([(ORACLE, "oracle=y"), (CODE, LONG)], "rules"),
+    "excused without reason": ([("excused: {", "excused: {eq-crf-square: no, ")], "rules"),
+    "excused all the same": (
+        [("excused: {", "excused: {eq-crf-square: only a definition, "), (CHECK_SQUARE, "")],
+        "rules",
+    ),
+    "brackets for dollars": ([("The sum", "\\[ y = x^3 \\]\n\nThe sum")], "rules"),
+    "align without dollars": ([("The sum", "\\begin{align}\ny\n\\end{align}\nThe sum")], "rules"),
+    "a directive": ([("The sum", "```{math}\ny = x^3\n```\n\nThe sum")], "rules"),
+    "in a note": ([("The sum", "```{note}\n$$ y = x^3 $$\n```\n\nThe sum")], "rules"),
+    "printed by a cell": ([("import torch\n", 'import torch\nprint("$$ y = x^3 $$")\n')], "rules"),
+}  # fmt: skip
+
+
+def what_catches(chapter, stored):
+    if scan_book([chapter]):
+        return "rules"
+    try:
+        trials = try_chapter(chapter)
+    except ChapterError:
+        return "check"
+    if not all(trial.killed and not trial.survived for trial in trials.values()):
+        return "falsified"
+    return None if page([chapter], {"crf": trials}) == stored else "page"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The page of the good chapter, which nothing catches."""
+    path = tmp_path_factory.mktemp("good") / "crf.md"
+    path.write_text(GOOD)
+    chapter = read_chapter(path)
+    text = page([chapter], {"crf": try_chapter(chapter)})
+    assert what_catches(chapter, text) is None
+    return text
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_planted_errors_are_caught(write, stored, plant):
+    changes, caught = PLANTS[plant]
+    assert what_catches(write(*changes), stored) == caught
+
+
+@pytest.mark.parametrize("plant", [name for name, (_, by) in PLANTS.items() if by == "page"])
+def test_a_formula_that_changed_alone_is_not_printed_before_it_is_read(write, stored, plant):
+    changes, _ = PLANTS[plant]
+    assert to_be_read(stored, [write()]) == []
+    expected = 0 if plant == "a statement in the text" else 1
+    assert len(to_be_read(stored, [write(*changes)])) == expected
+
+
+def test_typesetting_is_not_read_again_and_a_new_transcription_is_the_check_s(write, stored):
+    wider = (SQUARE, r"y &= \left(x^2\right) \,+\, x" + "\n$$")
+    assert to_be_read(stored, [write((SQUARE, "y\\; = x^2\\quad + x\n$$"))]) == []
+    assert to_be_read(stored, [write(wider)]) == ["eq-crf-square"]  # brackets were added
+    both = [(SQUARE, "y = x (x + 1)\n$$"), (CODE, "y = x * (x + 1)"), (ORACLE, "oracle=x**2 + x")]
+    assert to_be_read(stored, [write(*both)]) == []
+
+
+def test_a_changed_formula_is_refused_by_name(write, tmp_path):
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "_toc.yml").write_text("- file: chapters/crf\n")
+    source = write().path.rename(tmp_path / "chapters/crf.md")
+    write_page(tmp_path)
+    source.write_text(GOOD.replace(SQUARE, "y = x^2 - x\n$$"))
+    before = (tmp_path / "chapters/formulas.md").read_text()
+    with pytest.raises(SystemExit, match=r'READ="eq-crf-square"'):
+        write_page(tmp_path)
+    assert (tmp_path / "chapters/formulas.md").read_text() == before
+    assert "book: " in write_page(tmp_path, ["eq-crf-square"])
+    assert "y = x^2 - x" in (tmp_path / "chapters/formulas.md").read_text()
 
 
 # The book itself
