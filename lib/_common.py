@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -39,6 +40,8 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 def bool_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Tensor:
     """Return ``mask`` as bool (True = keep); cast integer masks, refuse other shapes and dtypes."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {tuple(shape)}, got {mask!r}")
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}")
     if mask.is_floating_point() or mask.is_complex():
@@ -48,7 +51,7 @@ def bool_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Tenso
 
 def check_positive(value: int, name: str) -> None:
     """Refuse counts below 1 and anything that is not an integer."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
@@ -66,7 +69,7 @@ def reduce_loss(values: Tensor, reduction: Reduction) -> Tensor:
 
 
 def values_readable(*tensors: Tensor) -> bool:
-    """Whether Python may branch on values: not while compiling, not inside ``torch.func``."""
-    if torch.compiler.is_compiling():
+    """Whether Python may branch on values: not while compiling, in ``torch.func``, on "meta"."""
+    if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors):
         return False
     return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
