@@ -81,13 +81,12 @@ def mix_labels(
     dtype = dtype if dtype == torch.float64 else torch.float32
     if y.ndim > 1:
         return mix(y.to(dtype), weight, partner)
-    own = y.long()
-    share = weight.to(y.device, dtype).expand(len(y))
+    own, share = y.long(), weight.to(y.device, dtype)
+    both = torch.stack((own, partners(own, partner)), 1)  # (B, 2)
+    shares = torch.stack((share, 1 - share), 1).expand(len(y), 2)
     soft = torch.zeros(len(y), num_classes or 0, dtype=dtype, device=y.device)
     add = Tensor.scatter_add_ if is_plain(y) else Tensor.scatter_add
-    for label, part in ((own, share), (partners(own, partner), 1 - share)):
-        soft = add(soft, 1, label.unsqueeze(1), part.unsqueeze(1))
-    return soft
+    return add(soft, 1, both, shares)
 
 
 def mix(x: Tensor, weight: Tensor, partner: Tensor | None, out: Tensor | None = None) -> Tensor:
@@ -130,7 +129,7 @@ def _mix_halves_in_place(x: Tensor, share: Tensor) -> None:
 
 def _halves(rows: Tensor) -> Sequence[Tensor]:
     """Both halves of the rows; where there is one row for all, it counts for both."""
-    return rows.split(len(rows) // 2) if len(rows) > 1 else (rows, rows)
+    return rows.chunk(2) if len(rows) > 1 else (rows, rows)
 
 
 def draw_box(size: int, kept: float, generator: torch.Generator | None) -> slice:
