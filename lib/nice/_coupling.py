@@ -80,17 +80,20 @@ class Coupling(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (..., D) -> (z (..., D), log |det dz/dx| (...,))."""
-        even, odd, log_abs_det = self.couple(*split(self._enter(x, "x")))
+        even, odd = split(self._enter(x, "x"))
+        even, odd, log_abs_det = self.couple(even, odd, even.new_zeros(even.shape[:-1]))
         return join(even, odd), log_abs_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """The x (..., D) that ``forward`` maps to ``z``."""
         return join(*self.uncouple(*split(self._enter(z, "z"))))
 
-    def couple(self, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``forward`` on halves (..., D/2) that are already split."""
+    def couple(
+        self, even: Tensor, odd: Tensor, log_abs_det: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``forward`` on halves (..., D/2) that are already split, added to a log |det| so far."""
         kept, moved = (odd, even) if self.swap else (even, odd)
-        moved, log_abs_det = self.move(moved, self._network_output(kept))
+        moved, log_abs_det = self.move(moved, self._network_output(kept), log_abs_det)
         return (moved, kept, log_abs_det) if self.swap else (kept, moved, log_abs_det)
 
     def uncouple(self, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +102,8 @@ class Coupling(nn.Module):
         moved = self.move_back(moved, self._network_output(kept))
         return (moved, kept) if self.swap else (kept, moved)
 
-    def move(self, moved: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The moved half and log |det| (...,), given what the network said of the kept half."""
+    def move(self, moved: Tensor, output: Tensor, log_abs_det: Tensor) -> tuple[Tensor, Tensor]:
+        """The moved half and log |det| so far, given what the network said of the kept half."""
         raise NotImplementedError
 
     def move_back(self, moved: Tensor, output: Tensor) -> Tensor:
@@ -177,9 +180,9 @@ class AdditiveCoupling(Coupling):
     True
     """
 
-    def move(self, moved: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    def move(self, moved: Tensor, output: Tensor, log_abs_det: Tensor) -> tuple[Tensor, Tensor]:
         """x_2 + m(x_1), and no change of volume."""
-        return moved + output, moved.new_zeros(moved.shape[:-1])
+        return moved + output, log_abs_det
 
     def move_back(self, moved: Tensor, output: Tensor) -> Tensor:
         """z_2 - m(z_1)."""
@@ -233,10 +236,10 @@ class AffineCoupling(Coupling):
             raise ValueError(f"bound must be positive and finite, got {bound!r}")
         self.bound: float = bound
 
-    def move(self, moved: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    def move(self, moved: Tensor, output: Tensor, log_abs_det: Tensor) -> tuple[Tensor, Tensor]:
         """x_2 e^s + t, and the sum of the log-scales s."""
         log_scale, shift = self._log_scale_and_shift(moved, output)
-        return moved * log_scale.exp() + shift, log_scale.sum(-1)
+        return moved * log_scale.exp() + shift, log_abs_det + log_scale.sum(-1)
 
     def move_back(self, moved: Tensor, output: Tensor) -> Tensor:
         """(z_2 - t) e^-s."""
@@ -286,9 +289,9 @@ class Scaling(nn.Module):
         """The x (..., D) that ``forward`` maps to ``z``."""
         return self.shrink(self._enter(z, "z"))
 
-    def stretch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward`` on points that have been checked."""
-        log_scale = self.log_scale.to(x.dtype)
+    def stretch(self, x: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """``forward`` on points that have been checked, or on a ``part`` of their coordinates."""
+        log_scale = self.log_scale[part].to(x.dtype)
         return x * log_scale.exp(), log_scale.sum().expand(x.shape[:-1])
 
     def shrink(self, z: Tensor) -> Tensor:

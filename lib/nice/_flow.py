@@ -100,11 +100,7 @@ class NICE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Data to noise: x (..., D) -> (z (..., D), log |det dz/dx| (...,))."""
-        even, odd = split(self._enter(x, "x"))
-        log_abs_det = even.new_zeros(even.shape[:-1])
-        for coupling in self.couplings:
-            even, odd, change = coupling.couple(even, odd)
-            log_abs_det = log_abs_det + change
+        even, odd, log_abs_det = self._couple(x)
         z, change = self.scaling.stretch(join(even, odd))
         return z, log_abs_det + change
 
@@ -117,10 +113,12 @@ class NICE(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of x (..., D) in nats, shape (...,)."""
-        z, log_abs_det = self(x)
-        if self._prior == "logistic":
-            return standard_logistic_log_prob(z).sum(-1) + log_abs_det
-        return log_abs_det - 0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
+        even, odd, log_prob = self._couple(x)
+        # coordinates of z are independent, so the halves need not be joined
+        for half, part in ((even, slice(0, None, 2)), (odd, slice(1, None, 2))):
+            z, change = self.scaling.stretch(half, part)
+            log_prob = log_prob + change + self._log_prior(z)
+        return log_prob
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -189,6 +187,19 @@ class NICE(nn.Module):
     def extra_repr(self) -> str:
         """The values that ``repr`` shows."""
         return f"dim={self.dim}, prior={self._prior!r}"
+
+    def _couple(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All couplings: x (..., D) -> both halves (..., D/2) and log |det| (...,)."""
+        even, odd = split(self._enter(x, "x"))
+        log_abs_det = even.new_zeros(even.shape[:-1])
+        for coupling in self.couplings:
+            even, odd, log_abs_det = coupling.couple(even, odd, log_abs_det)
+        return even, odd, log_abs_det
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        if self._prior == "logistic":
+            return standard_logistic_log_prob(z).sum(-1)
+        return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
 
     def _enter(self, x: Tensor, name: str) -> Tensor:
         x = enter(x, self.dim, self.scaling.log_scale.dtype, name)
