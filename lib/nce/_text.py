@@ -52,14 +52,10 @@ class Text:
     def from_sentences(cls, sentences: Iterable[Sequence[int] | Tensor], size: int) -> Text:
         """Lay ``sentences`` of ids below ``size`` end to end."""
         sentences = list(sentences)
-        for number, sentence in enumerate(sentences):
-            sized = np.iterable(sentence) and hasattr(sentence, "__len__")
-            if isinstance(sentence, str) or not sized:
-                raise TypeError(
-                    f"sentences must be sequences of word ids, got {sentence!r} as sentence "
-                    f"{number}; Vocabulary.encode turns words into ids"
-                )
-        lengths = torch.tensor([len(sentence) for sentence in sentences], dtype=torch.int64)
+        lengths = torch.tensor(
+            [_length(sentence, number) for number, sentence in enumerate(sentences)],
+            dtype=torch.int64,
+        )
         longest = int(lengths.max()) if len(lengths) else 0
         if longest < 2:
             raise ValueError(
@@ -102,10 +98,22 @@ class Text:
             yield Text(ids[number], sentence[number])
 
 
+def _length(sentence: Sequence[int] | Tensor, number: int) -> int:
+    if isinstance(sentence, Tensor) and sentence.dim() > 0:
+        return sentence.shape[0]
+    flat = getattr(sentence, "ndim", 1) == 0  # a number in an array's or a tensor's clothes
+    if flat or isinstance(sentence, str) or not hasattr(sentence, "__len__"):
+        raise TypeError(
+            f"sentences must be sequences of word ids, got {sentence!r} as sentence "
+            f"{number}; Vocabulary.encode turns words into ids"
+        )
+    return len(sentence)
+
+
 def _flat_ids(sentences: list[Sequence[int] | Tensor]) -> Tensor:
     tensors = [sentence for sentence in sentences if isinstance(sentence, Tensor)]
     if len(tensors) == len(sentences):
-        ids = torch.cat([tensor for tensor in tensors if len(tensor)]).cpu()
+        ids = torch.cat([tensor for tensor in tensors if tensor.numel()]).cpu()
     else:
         try:
             numbers = np.array(list(chain.from_iterable(sentences)))

@@ -135,7 +135,7 @@ class Word2Vec(nn.Module):
         negatives: int = 5,
         subsample: float | None = None,
         power: float = 0.75,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.1,
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
     ) -> list[float]:
