@@ -479,15 +479,18 @@ def test_the_torch_loop_equals_the_numpy_loop(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(half, numpy[0], rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("in_torch", [False, True])
+@pytest.mark.parametrize("seed", range(14))
 def test_chunked_viterbi_equals_the_k_best_recursion(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, in_torch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sticky chains, ties and constraints make chunks converge late or not at all."""
     monkeypatch.setattr(viterbi, "_SHORTEST", 2)
     monkeypatch.setattr(viterbi, "_WORK", 2**22)
+    if in_torch:
+        monkeypatch.setattr(viterbi, "_NUMPY_WORK", 0)
     h, a, s, e, mask = problem(seed, (4, 61, 4), torch.float32)
-    kind = seed % 4
+    kind = seed % 7
     if kind == 1:
         h, a = 0.02 * h, 20 * torch.eye(4) + 0.01 * a
     elif kind == 2:
@@ -497,6 +500,12 @@ def test_chunked_viterbi_equals_the_k_best_recursion(
             x.masked_fill(~allowed, -INF)
             for x, allowed in zip((a, s, e), allowed_transitions("SBME", "BMES"), strict=True)
         )
+    elif kind == 4:  # nothing follows the last tag, nor the first itself, and yet there is padding
+        a[3], a[0, 0] = -INF, -INF
+    elif kind == 5:  # only the last tag may end, and nothing follows it
+        a[3], e[:3] = -INF, -INF
+    elif kind == 6:
+        h, a = 1e5 * h, 1e6 * a
     crf = LinearChainCRF(h, a, s, e, mask)
     best, _ = crf.topk(1)
     torch.testing.assert_close(crf.score(crf.mode), best[:, 0])

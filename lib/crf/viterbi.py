@@ -5,7 +5,8 @@ at once, the first from the start scores, the others from a guess; then each run
 its left neighbour ended, but only until its scores differ from the stored ones by a constant, for
 from there on every maximum stands where it stood. After r rounds the first r chunks are exact, so S
 rounds always suffice; mostly it is a few steps of the second, because a maximum soon forgets where
-it came from. The path is read off in the same way, from the right.
+it came from. The path is read off in the same way, from the right. What lies in the padding does not
+matter, for a sequence's last tag is pinned before.
 
 Source: Maleki, Musuvathi and Mytkowicz (2014), "Parallelizing dynamic programming through rank
 convergence".
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,53 +28,51 @@ __all__ = ["best_path"]
 _WORK = 2**15  # additions a step; more columns pay up to here
 _NUMPY_WORK = 2**14  # up to here NumPy is the faster one
 _THREADED_WORK = 2**17  # below this, torch's threads cost more than they gain
-_SHORTEST = 6  # steps a chunk should have at least
+_SHORTEST = 5  # steps a chunk should have at least
 _FIRST_LOOK = 4  # steps before the first look whether a chunk has converged
 _ROUNDING = 1e-12  # relative to the scores
+_ANOTHER_TAG_IN_PADDING = -1e4
 
 
 @np.errstate(invalid="ignore")  # inf - inf
 def best_path(
     emissions: Tensor, transitions: Tensor, start: Tensor, end: Tensor, mask: Tensor
 ) -> Tensor:
-    """The best tags (B, T), -1 in the padding, which counts as tag C."""
+    """The best tags (B, T), -1 in the padding."""
     batch, length, tags = emissions.shape
-    device, size = emissions.device, tags + 1
+    device = emissions.device
     if not batch:
         return torch.empty(0, length, dtype=torch.long, device=device)
-    table = np.full((size, size), -np.inf)
-    table[:tags, :tags] = transitions.detach().cpu().numpy()
-    table[:tags, tags] = end.detach().cpu().numpy()
-    table[tags, tags] = 0.0
-    chunks = max(1, min(_WORK // (batch * size**2), length // _SHORTEST))
-    steps, columns = length // chunks + 1, chunks * batch  # every sequence ends in padding
-    space, work = emissions.new_empty(steps * size + size**2, columns, dtype=torch.float64).split(
-        (steps * size, size**2)
-    )
-    if columns < size:  # the longer axis lies innermost in memory
-        space, work = space.view(steps, columns, size).mT, work.view(size, columns, size).mT
-    arrays: Any = (
-        space.view(steps, size, columns),
-        work.view(size, size, columns),
-        emissions.detach(),
-        mask,
-        torch.from_numpy(table).to(device),
-        start.detach(),
-    )
-    if device.type == "cpu" and work.numel() <= _NUMPY_WORK:
-        arrays = tuple(x.numpy() for x in arrays)
-    h, table_space, *scores, kernel, first = arrays
-    with _one_thread(device.type == "cpu" and work.numel() < _THREADED_WORK):
-        _fill(h.reshape(steps, size, chunks, batch), *scores)
-        forward = torch.as_tensor(_forward(h, kernel, first, table_space, batch))
-    after = np.ascontiguousarray(forward.transpose(1, 2).cpu().numpy())  # (L, S B, K)
-    scores = after[-1, -batch:, tags]
-    if not np.isfinite(scores).all():
-        bad = np.flatnonzero(~np.isfinite(scores)).tolist()
-        raise ValueError(f"no path is allowed, or a score is not a number, in sequences {bad}")
-    paths = _read_off(after, np.ascontiguousarray(table.T), batch).reshape(-1, chunks, batch)
-    paths = paths.transpose(2, 1, 0).reshape(batch, -1)[:, :length]
-    return torch.from_numpy(np.where(paths == tags, -1, paths)).to(device)
+    steps = -(-length // max(1, min(_WORK // (batch * tags**2), length // _SHORTEST)))
+    chunks = -(-length // steps)
+    scores = emissions.detach(), mask, transitions.detach().double(), start.detach()
+    kept, kernel, last = (x.detach().cpu().numpy() for x in (mask, scores[2], end))
+    after = np.ascontiguousarray(_scores(*scores, chunks, steps).swapaxes(1, 2))  # (L, S B, C)
+    _pin_ends(after, kept.sum(1) - 1, last)
+    paths = _read_off(after, np.ascontiguousarray(kernel.T), batch)
+    paths = paths.reshape(-1, chunks, batch).transpose(2, 1, 0).reshape(batch, -1)[:, :length]
+    return torch.from_numpy(np.where(kept, paths, -1)).to(device)
+
+
+def _scores(
+    emissions: Any, mask: Any, kernel: Any, start: Any, chunks: int, steps: int
+) -> np.ndarray:
+    """What ``_forward`` returns, by the faster of NumPy and torch."""
+    (batch, _, tags), device = emissions.shape, emissions.device
+    columns = chunks * batch
+    in_numpy = device.type == "cpu" and columns * tags**2 <= _NUMPY_WORK
+    empty: Any = np.empty if in_numpy else partial(torch.empty, dtype=kernel.dtype, device=device)
+    if in_numpy:  # also because small calls to torch are dear
+        emissions, mask, kernel, start = (x.numpy() for x in (emissions, mask, kernel, start))
+    if columns < tags:  # the longer axis lies innermost in memory
+        h = empty((steps, columns, tags)).swapaxes(1, 2)
+        work = empty((tags, columns, tags)).swapaxes(1, 2)
+    else:
+        h, work = empty((steps, tags, columns)), empty((tags, tags, columns))
+    with _one_thread(device.type == "cpu" and columns * tags**2 < _THREADED_WORK):
+        _fill(h.reshape(steps, tags, chunks, batch), emissions, mask)
+        after = _forward(h, kernel, start, work, batch)
+    return after if in_numpy else after.cpu().numpy()
 
 
 @contextmanager
@@ -88,24 +88,41 @@ def _one_thread(wanted: bool) -> Iterator[None]:
 
 
 def _fill(h: Any, emissions: Any, mask: Any) -> None:
-    """Put emissions (B, T, C), with padding as one more tag, into columns ``h`` (L, K, S, B)."""
+    """Put emissions (B, T, C) into columns ``h`` (L, C, S, B).
+
+    Padding prefers one tag by far, so that chunks converge there at once.
+    """
     xp: Any = torch if isinstance(h, Tensor) else np
-    batch, length, tags = emissions.shape
+    batch, _, tags = emissions.shape
     steps = len(h)
-    full = length // steps  # chunks without padding of their own
+    padding = xp.zeros_like(emissions[0, 0])
+    padding[1:] = _ANOTHER_TAG_IN_PADDING
+    emissions = emissions + 0.0  # a copy
+    emissions[~mask] = padding
+    full, rest = divmod(emissions.shape[1], steps)
     blocks = emissions[:, : full * steps].reshape(batch, full, steps, tags)
-    rest = emissions[:, full * steps :]
-    h[:, :tags, :full] = blocks.swapaxes(0, 2).swapaxes(1, 3).swapaxes(2, 3)
-    h[: rest.shape[1], :tags, full] = rest.swapaxes(0, 1).swapaxes(1, 2)
-    h[:, tags] = 1.0
-    h[:, tags, :full] = ~mask[:, : full * steps].reshape(batch, full, steps).swapaxes(0, 2)
-    h[: rest.shape[1], tags, full] = ~mask[:, full * steps :].swapaxes(0, 1)
-    h[:, :tags] = xp.where(h[:, tags:] == 1.0, -np.inf, h[:, :tags])
-    h[:, tags] = xp.where(h[:, tags] == 1.0, 0.0, -np.inf)
+    h[:, :, :full] = blocks.swapaxes(0, 2).swapaxes(1, 3).swapaxes(2, 3)
+    if rest:
+        h[:rest, :, full] = emissions[:, full * steps :].swapaxes(0, 1).swapaxes(1, 2)
+        h[rest:, :, full] = padding[:, None]
+
+
+def _pin_ends(after: np.ndarray, last: np.ndarray, end: np.ndarray) -> None:
+    """Give the best last tag of every sequence the score inf, whatever is read off behind it."""
+    steps, columns, tags = after.shape
+    rows = after.reshape(-1, tags)  # a view
+    row = last % steps * columns + last // steps * len(last) + np.arange(len(last))
+    scores = rows[row] + end
+    best = scores.argmax(1)
+    finite = np.isfinite(scores.max(1))
+    if not finite.all():
+        bad = np.flatnonzero(~finite).tolist()
+        raise ValueError(f"no path is allowed, or a score is not a number, in sequences {bad}")
+    rows[row, best] = np.inf  # plus a forbidden move NaN, which argmax takes for the largest
 
 
 def _forward(h: Any, kernel: Any, start: Any, work: Any, batch: int) -> Any:
-    """Scores (L, K, S B) of the best path to each tag, up to a constant a column and chunk.
+    """Scores (L, C, S B) of the best path to each tag, up to a constant a column and chunk.
 
     In NumPy or torch, whichever the arguments are.
     """
@@ -119,7 +136,7 @@ def _forward(h: Any, kernel: Any, start: Any, work: Any, batch: int) -> Any:
         xp.add(here, kernel, out=work)
         largest(work, 0, out=fresh)
 
-    fresh[:-1, :batch] = start[:, None]
+    fresh[:, :batch] = start[:, None]
     xp.add(fresh, emissions[0], out=rows[0])
     for t in range(1, steps):
         step(heads[t - 1])
@@ -127,7 +144,7 @@ def _forward(h: Any, kernel: Any, start: Any, work: Any, batch: int) -> Any:
     for _ in range(batch, columns, batch):
         step(heads[-1])
         fresh[:, batch:] = fresh[:, :-batch] + 0.0  # by way of a copy, for the two overlap
-        fresh[:-1, :batch], fresh[-1, :batch] = start[:, None], 0.0
+        fresh[:, :batch] = start[:, None]
         fresh += emissions[0]
         look = _FIRST_LOOK
         for t in range(steps):
@@ -148,12 +165,13 @@ def _parallel(fresh: Any, stored: Any) -> bool:
         fresh, stored = fresh.cpu().numpy(), stored.cpu().numpy()
     gap = fresh - stored
     spread = np.fmax.reduce(gap) - np.fmin.reduce(gap)
-    return bool((spread <= _ROUNDING * (1.0 + np.abs(np.maximum.reduce(fresh)))).all())
+    close = spread <= _ROUNDING * (1.0 + np.abs(np.maximum.reduce(fresh)))
+    return bool(close.all() or (close | (fresh == stored).all(0)).all())
 
 
 def _read_off(after: np.ndarray, kernel: np.ndarray, batch: int) -> np.ndarray:
-    """Tags (L, S B) from scores (L, S B, K), from the right; ``kernel`` is [to, from]."""
-    steps, columns, size = after.shape
+    """Tags (L, S B) from scores (L, S B, C), from the right; ``kernel`` is [to, from]."""
+    steps, columns, _ = after.shape
     tags = np.empty((steps, columns), dtype=np.int64)
     scores, fresh = np.empty_like(after[0]), np.empty_like(tags[0])
     rows, paths = list(after), list(tags)
@@ -164,12 +182,12 @@ def _read_off(after: np.ndarray, kernel: np.ndarray, batch: int) -> np.ndarray:
         scores.argmax(1, out)
 
     rows[-1].argmax(1, paths[-1])
-    paths[-1][-batch:] = size - 1
+    last = paths[-1][-batch:].copy()
     for t in range(steps - 1, 0, -1):
         step(paths[t], t - 1, paths[t - 1])
     for _ in range(batch, columns, batch):
         step(np.concatenate((paths[0][batch:], paths[0][:batch])), -1, fresh)
-        fresh[-batch:] = size - 1
+        fresh[-batch:] = last
         for t in range(steps - 1, -1, -1):
             if (fresh == paths[t]).all():
                 return tags
