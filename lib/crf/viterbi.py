@@ -5,8 +5,8 @@ at once, the first from the start scores, the others from a guess; then each run
 its left neighbour ended, but only until its scores differ from the stored ones by a constant, for
 from there on every maximum stands where it stood. After r rounds the first r chunks are exact, so S
 rounds always suffice; mostly it is a few steps of the second, because a maximum soon forgets where
-it came from. The path is read off in the same way, from the right. What lies in the padding does not
-matter, for a sequence's last tag is pinned before.
+it came from. The path is read off in the same way, from the right. What lies in the padding does
+not matter, for a sequence's last tag is pinned before.
 
 Source: Maleki, Musuvathi and Mytkowicz (2014), "Parallelizing dynamic programming through rank
 convergence".
