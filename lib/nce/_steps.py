@@ -91,11 +91,9 @@ def _beside(sentence: Tensor, window: int, block: int) -> Tensor:
 
 def _fetch(vectors: Tensor, ids: Tensor, before: int, after: int) -> Tensor:
     """The rows of ``ids``, with so many rows of zeros around them."""
-    n = len(ids)
-    rows = vectors.new_empty(before + n + after, vectors.shape[1])
-    torch.index_select(vectors, 0, ids, out=rows[before : before + n])
+    rows = vectors.index_select(0, F.pad(ids, (before, after)))
     rows[:before] = 0
-    rows[before + n :] = 0
+    rows[before + len(ids) :] = 0
     return rows
 
 
