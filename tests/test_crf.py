@@ -511,6 +511,36 @@ def test_chunked_viterbi_equals_the_k_best_recursion(
     torch.testing.assert_close(crf.score(crf.mode), best[:, 0])
 
 
+@pytest.mark.parametrize("far", [-1e30, 1e30, -3e12])
+def test_a_position_far_from_0_drowns_nothing(far: float) -> None:
+    """What all tags of a position share changes no probability, however large."""
+    h, a, s, e, mask = problem(9, (3, 7, 4), torch.float32)
+    flat, shifted = h.clone(), h.clone()
+    for row, place in enumerate((0, 2, 1)):
+        flat[row, place], shifted[row, place] = 0.0, far
+    tags = torch.randint(4, (3, 7), generator=torch.Generator().manual_seed(0))
+    near, other = (LinearChainCRF(x, a, s, e, mask) for x in (flat, shifted))
+    for name in ("mode", "marginals", "pair_marginals"):
+        torch.testing.assert_close(getattr(other, name), getattr(near, name))
+    for name, arguments in (
+        ("log_prob", (tags,)),
+        ("entropy", ()),
+        ("span_log_prob", (0, tags[:, :2])),
+    ):
+        torch.testing.assert_close(*(getattr(p, name)(*arguments) for p in (other, near)))
+    torch.testing.assert_close(other.topk(3)[1], near.topk(3)[1])
+    torch.testing.assert_close(other.topk(1)[0][:, 0], torch.full((3,), far))
+    draws = []
+    for p in (other, near):
+        torch.manual_seed(0)
+        draws.append(p.sample((20,)))
+    assert torch.equal(*draws)
+    slopes = [x.requires_grad_() for x in (shifted, flat)]
+    for x in slopes:
+        LinearChainCRF(x, a, s, e, mask).log_prob(tags).sum().backward()
+    torch.testing.assert_close(*(x.grad for x in slopes))
+
+
 # --- padding, dtypes, layouts
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from lib._common import at_least_float32, bool_mask, check_positive
 from lib.crf import functions
-from lib.crf.checks import check_mask, check_scores, check_span, check_tags
+from lib.crf.checks import check_emissions, check_mask, check_scores, check_span, check_tags
 from lib.crf.inference import exact_log_messages, log_messages, path_score
 from lib.crf.semiring import Chain, best_paths, logsumexp, trace
 
@@ -108,17 +108,18 @@ class LinearChainCRF(Distribution):
                 )
         if self.device.type in _WITHOUT_FLOAT64:
             self.emissions, self.transitions, self.start, self.end, self.mask = (
-                x.cpu() for x in self._scores
+                x.cpu() for x in self._given
             )
-        self.dtype = reduce(torch.promote_types, (x.dtype for x in self._scores[:4]))
+        self.dtype = reduce(torch.promote_types, (x.dtype for x in self._given[:4]))
         self.emissions, self.transitions, self.start, self.end = (
-            x.to(self.dtype) for x in self._scores[:4]
+            x.to(self.dtype) for x in self._given[:4]
         )
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
         self._validate_args = validate_args is not False
+        self._far = False
         if self._readable:
             check_mask(self.mask)
-            check_scores(self.emissions, "emissions", self.mask)
+            self._far = check_emissions(self.emissions, self.mask)
             for name in ("transitions", "start", "end"):
                 check_scores(getattr(self, name), name)
 
@@ -128,8 +129,13 @@ class LinearChainCRF(Distribution):
         return constraints.independent(constraints.integer_interval(-1, len(self.start) - 1), 1)
 
     @property
-    def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _given(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.emissions, self.transitions, self.start, self.end, self.mask
+
+    @property
+    def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Scores of the same distribution in which float64 loses nothing."""
+        return self._centered() if self._far else self._given
 
     @property
     def _readable(self) -> bool:
@@ -159,13 +165,13 @@ class LinearChainCRF(Distribution):
         )
         new.transitions, new.start, new.end = self.transitions, self.start, self.end
         super(LinearChainCRF, new).__init__(shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        new._validate_args, new._far = self._validate_args, self._far
         return new
 
     @property
     def log_partition(self) -> Tensor:
         """log Z in nats, (B,). Source: chapter ``crf``, eq-crf-recursion."""
-        return self._returned(functions.log_partition(*self._scores))
+        return self._returned(functions.log_partition(*self._given))
 
     def _checked(self, tags: Tensor) -> Tensor:
         return check_tags(tags, self.mask, len(self.start), values=self._readable)
@@ -179,7 +185,7 @@ class LinearChainCRF(Distribution):
             TypeError: if ``tags`` are not integers.
             ValueError: if their shape does not fit or one is out of range.
         """
-        return self._returned(path_score(*self._scores, self._checked(tags)))
+        return self._returned(path_score(*self._given, self._checked(tags)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(tags) in nats for tags ``value`` (..., B, T), (..., B).
@@ -191,14 +197,12 @@ class LinearChainCRF(Distribution):
 
         Source: chapter ``crf``, eq-crf-nll.
         """
-        tags = self._checked(value)
-        if tags.dim() == 2 and (
-            functions.gradient_wanted(*self._scores) or functions.transformed()
-        ):
-            log_prob = -functions.expectations(*self._scores, tags)[0]
+        tags, scores = self._checked(value), self._scores
+        if tags.dim() == 2 and (functions.gradient_wanted(*scores) or functions.transformed()):
+            log_prob = -functions.expectations(*scores, tags)[0]
         else:
-            log_z = functions.log_partition(*self._scores)
-            log_prob = -_not_negative(log_z - path_score(*self._scores, tags))
+            log_z = functions.log_partition(*scores)
+            log_prob = -_not_negative(log_z - path_score(*scores, tags))
         if self._readable and (log_prob == -torch.inf).any():
             place = (log_prob == -torch.inf).nonzero()[0].tolist()
             raise ValueError(f"tags must not take a forbidden path (score -inf), as at {place}")
@@ -217,12 +221,16 @@ class LinearChainCRF(Distribution):
         """
         return self._returned(functions.PairMarginals.apply(*self._scores))
 
+    def _top(self) -> Tensor:
+        """The largest emission at each position (B, T, 1) in float64, 0 if all are -inf."""
+        top = self.emissions.detach().amax(2, keepdim=True)
+        return torch.where(top == -torch.inf, 0, top).double()
+
     def _centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Scores in float64 with a largest emission of 0: the same distribution, more digits."""
-        emissions, transitions, start, end, mask = self._scores
-        top = emissions.detach().amax(2, keepdim=True)
-        top = torch.where(top == -torch.inf, 0, top).double()
-        return emissions.double() - top, transitions.double(), start.double(), end.double(), mask
+        emissions, transitions, start, end, mask = self._given
+        emissions = emissions.double() - self._top()
+        return emissions, transitions.double(), start.double(), end.double(), mask
 
     def entropy(self) -> Tensor:
         """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
@@ -253,6 +261,8 @@ class LinearChainCRF(Distribution):
         check_positive(k, "k")
         with torch.no_grad():
             scores, tags = best_paths(Chain.extend(*self._scores), k)
+            if self._far:
+                scores = scores + self._top().squeeze(2).where(self.mask, 0).sum(1, keepdim=True)
         return self._returned(scores), tags.to(self.device)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
@@ -290,7 +300,7 @@ class LinearChainCRF(Distribution):
         if functions.gradient_wanted(*self._scores):
             other = torch.arange(len(self.start), device=tags.device) != tags.unsqueeze(2)
             other = pad(other, (0, 0, start, self.mask.shape[1] - start - tags.shape[1]))
-            clamped = self.emissions.masked_fill(other, -torch.inf)
+            clamped = self._scores[0].masked_fill(other, -torch.inf)
             whole = functions.log_partition(*self._scores)
             part = functions.log_partition(clamped, *self._scores[1:])
             return self._returned(-_not_negative(whole - part))
