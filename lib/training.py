@@ -149,6 +149,6 @@ def mean_std(values: Iterable[float]) -> tuple[float, float]:
     (2.0, 1.0)
     """
     array = np.asarray(list(values), dtype=np.float64)
-    if array.size < 2:
-        raise ValueError(f"values must hold at least two numbers, got {array.size}")
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"values must be at least two numbers, got shape {array.shape}")
     return float(array.mean()), float(array.std(ddof=1))

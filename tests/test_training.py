@@ -141,8 +141,9 @@ def test_seeding_reaches_all_three_generators():
 def test_mean_std_needs_two_numbers():
     values = [0.3, -1.2, 4.0, 0.9]
     assert mean_std(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    with pytest.raises(ValueError, match="at least two numbers, got 1"):
-        mean_std([1.0])
+    for wrong in ([1.0], [[1.0, 2.0], [3.0, 4.0]]):
+        with pytest.raises(ValueError, match="at least two numbers, got shape"):
+            mean_std(wrong)
 
 
 def test_progress_yields_what_it_was_given(capsys):
