@@ -52,7 +52,8 @@ class MarginHead(nn.Module):
     Attributes:
         weight: centres (C, D) of any length; only their directions count.
 
-    Under autocast, and for half-precision features or weights, both methods compute in float32.
+    Under autocast, and for half-precision features or weights, both methods compute in float32. A
+    backward pass inside autocast, which torch advises against, does so where ``loss`` is fused.
     With a learned scale, under ``torch.compile`` and under the transforms of ``torch.func``,
     ``loss`` takes the plain road through ``forward``, and so do its second derivatives. Forward
     mode and gradients in batches must take it too, as in ``am_softmax_loss(head(x), target)``.
