@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -251,6 +254,51 @@ def test_edges_of_the_functional_losses(loss: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
+def test_a_scale_in_a_tensor_is_a_number(
+    loss: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Its axes and its precision leave no mark on the losses."""
+    cosine, target = (
+        random_cosine(3, 2, 4, 5, dtype=torch.float32),
+        torch.tensor([[1, 0, 4, 4]] * 2),
+    )
+    scale = torch.full(shape, 24, dtype=dtype)
+    for c, t in ((cosine, target), (cosine[0], target[0]), (cosine[0, 0], target[0, 0])):
+        given = loss(c, t, scale=scale, reduction="none")
+        expected = loss(c, t, scale=24.0, reduction="none")
+        assert given.shape == t.shape
+        torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_learned_scale_never_reads_ignored_samples(loss: Callable[..., Tensor]) -> None:
+    cosine, target = random_cosine(8, 4, 3), torch.tensor([2, -100, 0, -100])
+    cosine[1], cosine[3] = math.nan, math.inf
+    scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(cosine, target, scale=scale), scale)
+    kept = cosine[[0, 2]], target[[0, 2]]
+    around = [loss(*kept, scale=7 + step).item() for step in (-1e-6, 1e-6)]
+    assert slope.item() == pytest.approx((around[1] - around[0]) / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_class_alone_has_no_curvature(loss: Callable[..., Tensor]) -> None:
+    """Nothing is left of the sum without the target: 0, to every order, and not NaN."""
+    target = torch.zeros(3, dtype=torch.long)
+    hessian = torch.autograd.functional.hessian(
+        partial(loss, target=target), random_cosine(1, 3, 1)
+    )
+    assert torch.equal(hessian, torch.zeros(3, 1, 3, 1, dtype=torch.float64))
+    for scale in (6.0, torch.tensor(6.0, dtype=torch.float64, requires_grad=True)):
+        head = MarginHead(4, 1, scale=scale, dtype=torch.float64)
+        x = torch.randn(3, 4, dtype=torch.float64)
+        hessian = torch.autograd.functional.hessian(partial(head.loss, target=target), x)
+        assert torch.equal(hessian, torch.zeros(3, 4, 3, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_bad_input_to_the_functional_losses(loss: Callable[..., Tensor]) -> None:
     cosine, target = random_cosine(4, 3, 4), torch.tensor([0, 3, 1])
     for value in (1.01, -30.0, math.nan, math.inf):
@@ -300,9 +348,11 @@ def test_bad_margins() -> None:
             am_softmax_loss(cosine, target, scale=scale)
     with pytest.raises(ValueError, match="scale must be positive and finite, got -3"):
         am_softmax_loss(cosine, target, scale=torch.tensor(-3.0))
-    for index in (None, "0", 1.0):
+    for index in (None, "0", 1.0, True):
         with pytest.raises(TypeError, match="ignore_index must be an integer"):
             am_softmax_loss(cosine, target, ignore_index=index)
+    ignored = am_softmax_loss(cosine, target, ignore_index=np.int64(3))
+    assert torch.equal(ignored, am_softmax_loss(cosine, target, ignore_index=3))
     with pytest.raises(ValueError, match="m must be at least 1"):
         simple_a_softmax_loss(cosine, target, m=0)
     with pytest.raises(TypeError, match="m must be an integer"):
@@ -485,7 +535,10 @@ def test_a_learned_scale_gets_its_gradient(
     step = 1e-6
     for head in (given, later):
         assert sorted(head.state_dict()) == ["scale", "weight"]
-        assert "scale=9.0" in repr(head)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert "scale=9.0" in repr(head)
+        assert "scale=nan" in repr(copy.deepcopy(head).to("meta"))
         (slope,) = torch.autograd.grad(head.loss(x, target), start)
         fixed = MarginHead(3, 7, loss=kind, dtype=torch.float64)
         fixed.weight, around = head.weight, []
@@ -495,6 +548,18 @@ def test_a_learned_scale_gets_its_gradient(
         assert slope.item() == pytest.approx((around[1] - around[0]) / (2 * step), rel=1e-6)
         fixed.scale = 9.0
         torch.testing.assert_close(head.loss(x, target), fixed.loss(x, target))
+
+
+def test_a_scale_that_has_turned_negative_is_refused() -> None:
+    x, target = torch.randn(3, 2), torch.tensor([0, 4, 1])
+    for scale in (8.0, torch.nn.Parameter(torch.tensor(8.0))):
+        head = MarginHead(2, 5, scale=scale)
+        with torch.no_grad():
+            head.scale -= 11
+        with pytest.raises(ValueError, match="scale must be positive and finite, got -3"):
+            head.loss(x, target)
+    head.validate_args = False
+    assert head.loss(x, target).isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -575,6 +640,18 @@ def test_autocast_leaves_the_head_in_float32() -> None:
         assert am_softmax_loss(cosine.bfloat16(), target).dtype == torch.float32
     double = head.loss(features.double(), target)
     assert double.dtype == torch.float64
+
+
+def test_autocast_leaves_a_gradient_that_has_a_derivative_in_float32() -> None:
+    torch.manual_seed(6)
+    head, x, target = MarginHead(32, 50), torch.randn(8, 32, requires_grad=True), torch.arange(8)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = head.loss(x, target)
+            found.append(torch.autograd.grad(loss, (x, head.weight), create_graph=True))
+    for single, mixed in zip(*found, strict=True):
+        assert torch.equal(single, mixed)
 
 
 def test_head_under_transforms() -> None:
@@ -840,6 +917,8 @@ def test_bad_input_to_the_encoder() -> None:
         SentenceEncoder(1)
     with pytest.raises(ValueError, match="hidden must be at least 1"):
         SentenceEncoder(9, hidden=0)
+    sizes = [np.int64(size) for size in (9, 3, 5)]
+    assert SentenceEncoder(sizes[0], dim=sizes[1], hidden=sizes[2])(ids).shape == (2, 5)
 
 
 # retrieval
@@ -962,9 +1041,13 @@ def test_bad_input_to_retrieval() -> None:
     for wrong in (groups.double(), list("aabbcc"), None, [None] * 6):
         with pytest.raises(TypeError, match="groups must be integers"):
             retrieval_accuracy(vectors, wrong, k=1)
-    for wrong in (1.5, None, "5", True):
+    for wrong in (1.5, None, "5", True, torch.tensor(1.5), torch.tensor([[1]])):
         with pytest.raises(TypeError, match="k must be an integer"):
             retrieval_accuracy(vectors, groups, k=wrong)
+    for right in (np.array([1, 5]), torch.tensor([1, 5]), (np.int64(1), 5)):
+        found = retrieval_accuracy(vectors, groups, k=right)
+        assert [(type(k), k) for k in found] == [(int, 1), (int, 5)]
+    assert list(retrieval_accuracy(vectors, groups, k=torch.tensor(3))) == [3]
     for wrong in (vectors, (vectors,), 0):
         with pytest.raises(TypeError, match=r"gallery must be \(vectors, groups\), got"):
             retrieval_accuracy(vectors, groups, k=1, gallery=wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import random
@@ -195,11 +196,18 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_a_result_is_replaced_whole(tmp_path):
-    save_result("crf", {"rows": [1]}, tmp_path)
+    result = {"rows": [1], "protocol": {"full": True}}
+    save_result("crf", result, tmp_path)
     with pytest.raises(ValueError, match="Out of range float"):
         save_result("crf", {"rows": [float("nan")]}, tmp_path)
-    assert full_result("crf", tmp_path) == {"rows": [1]}
+    assert full_result("crf", tmp_path) == result
     assert [path.name for path in tmp_path.iterdir()] == ["crf.json"]
+
+
+def test_a_trial_is_no_full_size_result(tmp_path):
+    assert full_result("crf", tmp_path) is None
+    save_result("crf", {"rows": [1], "protocol": {"full": False}}, tmp_path)
+    assert full_result("crf", tmp_path) is None
 
 
 class Line(torch.nn.Module):
@@ -217,14 +225,13 @@ class Line(torch.nn.Module):
         return (x @ self.weight + noise - y).square()
 
 
-def run(folder, line, epochs=4, lengths=None):
+def run(folder, line, lr=0.05, examples=23, slope=-2.0, **settings):
     fabric = pytest.importorskip("lightning_fabric").Fabric(accelerator="cpu", devices=1)
-    data = torch.Generator().manual_seed(1)
-    x = torch.randn(23, 2, generator=data)
-    adam = torch.optim.Adam(line.parameters(), lr=0.05)
-    tensors = (x, x @ torch.tensor([1.0, -2.0]))
-    kwargs = {"epochs": epochs, "batch_size": 5, "seed": 7, "folder": folder, "lengths": lengths}
-    return train(fabric, "line", line, adam, tensors, **kwargs)["losses"]
+    x = torch.randn(23, 2, generator=torch.Generator().manual_seed(1))[:examples]
+    adam = torch.optim.Adam(line.parameters(), lr=lr)
+    tensors = (x, x @ torch.tensor([1.0, slope]))
+    settings = {"epochs": 4, "batch_size": 5, "seed": 7, "folder": folder} | settings
+    return train(fabric, "line", line, adam, tensors, **settings)["losses"]
 
 
 @pytest.mark.parametrize("lengths", [None, torch.arange(23) % 6])
@@ -237,6 +244,36 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, lengths):
     assert run(tmp_path / "killed", again, lengths=lengths) == losses
     assert torch.equal(again.weight, whole.weight)
     assert losses[-1] < losses[0]
+
+
+class LazyLine(Line):
+    """A model with as many parameters and another name."""
+
+    def forward(self, x, y):
+        return 0.5 * super().forward(x, y)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"epochs": 2},
+        {"epochs": 5},
+        {"batch_size": 6},
+        {"seed": 8},
+        {"lr": 0.1},
+        {"examples": 9},
+        {"slope": -3.0},
+        {"lengths": torch.arange(23) % 6},
+        {"line": LazyLine()},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_checkpoint_is_not_taken_for_another_runs(tmp_path, other):
+    first = run(tmp_path / "shared", Line())
+    line, settings = other.get("line", Line()), {k: v for k, v in other.items() if k != "line"}
+    fresh = run(tmp_path / "alone", copy.deepcopy(line), **settings)
+    assert run(tmp_path / "shared", line, **settings) == fresh != first
+    assert run(tmp_path / "shared", Line()) == first  # and has not been written over
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

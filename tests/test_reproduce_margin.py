@@ -64,12 +64,13 @@ def test_every_head_learns_three_groups(name):
     torch.manual_seed(0)
     ids = indices(GROUPS, vocabulary(GROUPS, 1), 6)
     model = build(name, 40, 3, 16)
-    (tensors, passes), versions = training_set(name, ids), ids.shape[1]
+    (tensors, passes, batch_size), versions = training_set(name, ids), ids.shape[1]
     before = model(*tensors).mean().item()
     quick_fit(model, ids, 0, epochs=40)
     assert model(*tensors).mean().item() < before / 2
     assert tensors[0].ndim == (3 if HEADS[name].get("pairs") else 2)
     assert passes == (versions // 2 if HEADS[name].get("pairs") else 1)
+    assert batch_size * (2 if HEADS[name].get("pairs") else 1) == 128  # sentences
 
 
 def test_a_loss_of_ones_own_is_used():

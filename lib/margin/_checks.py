@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -24,13 +24,15 @@ __all__ = [
 _ROUNDING = 1e-4  # how far rounding may carry a float32 cosine past 1
 
 
-def check_scale(scale: float | Tensor) -> None:
-    """Refuse a scale that is not positive; a tensor of one number may be learned."""
+def check_scale(scale: float | Tensor, validate_args: bool = True) -> float | Tensor:
+    """Refuse a scale that is not positive; return a tensor of one number, to be learned, as ()."""
+    number: Any = scale
     if isinstance(scale, Tensor) and scale.numel() == 1:
-        if not values_readable(scale):
-            return
-        scale = scale.item()
-    _check_number(scale, "scale", "positive and finite", lambda s: 0 < s < math.inf)
+        if not (validate_args and values_readable(scale)):
+            return scale.reshape(())
+        scale, number = scale.reshape(()), scale.item()
+    _check_number(number, "scale", "positive and finite", lambda s: 0 < s < math.inf)
+    return scale
 
 
 def check_margin(margin: float) -> None:
@@ -65,7 +67,7 @@ def check_target(
         raise TypeError(f"target must be a tensor of integers, got {type(target).__name__}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"target must be a tensor of integers, got {target.dtype}")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | Integral):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
     if tuple(target.shape) != tuple(shape):
         raise ValueError(f"target must have shape {tuple(shape)}, got {tuple(target.shape)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib._common import no_autocast
 from lib.margin._checks import lengths
-from lib.margin.losses import _own_and_rest
+from lib.margin._softplus import own_and_rest
 
 __all__ = ["OwnAndRest"]
 
@@ -60,11 +60,12 @@ class OwnAndRest(torch.autograd.Function):
         x, weight, unit, x_norm, shrink, target, centre, rest, *kept = ctx.saved_tensors
         need_x, need_weight = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # create_graph=True: the gradient must have a derivative too
-            own_and_rest = _plain(x, weight, target, ctx.scale)
             wanted = [v for v, needed in ((x, need_x), (weight, need_weight)) if needed]
-            grads = iter(
-                torch.autograd.grad(own_and_rest, wanted, (grad_own, grad_rest), create_graph=True)
-            )
+            with no_autocast(x):
+                both = _plain(x, weight, target, ctx.scale)
+                grads = iter(
+                    torch.autograd.grad(both, wanted, (grad_own, grad_rest), create_graph=True)
+                )
             found = [next(grads) if needed else None for needed in (need_x, need_weight)]
             return *found, None, None, None, None, None, None
         push, pull = ctx.scale * grad_rest.unsqueeze(1), grad_own.unsqueeze(1)  # (B, 1)
@@ -97,7 +98,7 @@ def _plain(x: Tensor, weight: Tensor, target: Tensor, scale: float) -> tuple[Ten
     """The same two, by way of all the cosines (B, C)."""
     units = [vectors / lengths(vectors, "", validate_args=False) for vectors in (x, weight)]
     keep = torch.ones_like(target, dtype=torch.bool)
-    return _own_and_rest(units[0] @ units[1].t(), target, keep, scale)
+    return own_and_rest(units[0] @ units[1].t(), target, keep, scale)
 
 
 def _tiles(weight: Tensor, shrink: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:

@@ -47,7 +47,7 @@ class SentenceEncoder(nn.Module):
         if vocab_size < 2:
             raise ValueError(f"vocab_size must be at least 2, as id 0 is padding, got {vocab_size}")
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.gru = nn.GRU(dim, hidden, batch_first=True)
+        self.gru = nn.GRU(int(dim), int(hidden), batch_first=True)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return unit vectors (B, H), in at least float32.

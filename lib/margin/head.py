@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from lib._common import Reduction, at_least_float32, check_positive, no_autocast, values_readable
 from lib.margin._checks import check_angle, check_margin, check_scale, check_target, lengths
 from lib.margin._fused import OwnAndRest
-from lib.margin.losses import _folded, _own_and_rest, _softplus_loss, _turned
+from lib.margin._softplus import folded, own_and_rest, softplus_loss, turned
 
 __all__ = ["MarginHead"]
 
@@ -29,7 +30,7 @@ class MarginHead(nn.Module):
     what is kept for the backward pass is at most one (B, C) tensor, the softmax over the wrong
     classes. With ``class_chunk`` not even that: each chunk of cosines is formed a second time
     when the gradient needs it, and the extra memory no longer grows with C beyond the gradient
-    of the weights itself.
+    of the weights and the lengths of the centres.
 
     Args:
         dim: size D of the features.
@@ -51,7 +52,8 @@ class MarginHead(nn.Module):
     Attributes:
         weight: centres (C, D) of any length; only their directions count.
 
-    Under autocast, and for half-precision features or weights, both methods compute in float32.
+    Under autocast, and for half-precision features or weights, both methods compute in float32. A
+    backward pass inside autocast, which torch advises against, does so where ``loss`` is fused.
     With a learned scale, under ``torch.compile`` and under the transforms of ``torch.func``,
     ``loss`` takes the plain road through ``forward``, and so do its second derivatives. Forward
     mode and gradients in batches must take it too, as in ``am_softmax_loss(head(x), target)``.
@@ -102,10 +104,12 @@ class MarginHead(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
-        classes, dim = self.weight.shape
+        (classes, dim), scale = self.weight.shape, self.scale
+        if isinstance(scale, Tensor):
+            scale = scale.item() if values_readable(scale) else math.nan
         return (
             f"{dim}, {classes}, loss={self.kind!r}, margin={self.margin}, "
-            f"scale={float(self.scale)}, class_chunk={self.class_chunk}"
+            f"scale={float(scale)}, class_chunk={self.class_chunk}"
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,30 +140,29 @@ class MarginHead(nn.Module):
 
         Raises:
             ValueError: if shapes disagree, a target names no class, a feature or centre has no
-                direction, or a mean is asked of no sample.
+                direction, a mean is asked of no sample, or the scale is no longer positive.
             TypeError: if ``x`` is not floating-point or ``target`` not an integer tensor.
         """
         x, weight = self._inputs(x)
         index, keep = check_target(
             target, x.shape[:1], len(weight), ignore_index, reduction, self.validate_args
         )
+        scale = check_scale(self.scale, self.validate_args)
         x = x.masked_fill(~keep.unsqueeze(-1), 1.0)
         with no_autocast(x):
-            if values_readable(x, weight, target) and not isinstance(self.scale, Tensor):
+            if values_readable(x, weight, target) and not isinstance(scale, Tensor):
                 norms = [
                     lengths(vectors.detach(), name, self.validate_args)
                     for vectors, name in ((x, "x"), (weight, "weight"))
                 ]
                 tile = self.class_chunk or (_TILE if x.device.type == "cpu" else len(weight))
                 keep_softmax = self.class_chunk is None and torch.is_grad_enabled()
-                own, rest = OwnAndRest.apply(
-                    x, weight, *norms, index, self.scale, tile, keep_softmax
-                )
+                own, rest = OwnAndRest.apply(x, weight, *norms, index, scale, tile, keep_softmax)
             else:
                 cosine = self._unit(x, "x") @ self._unit(weight, "weight").t()
-                own, rest = _own_and_rest(cosine, index, keep, self.scale)
+                own, rest = own_and_rest(cosine, index, keep, scale)
             spoilt = _SPOIL[self.kind](own, self.margin)
-            return _softplus_loss(spoilt, rest, keep, self.scale, reduction)
+            return softplus_loss(spoilt, rest, keep, scale, reduction)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features and centres in one common precision of at least float32."""
@@ -192,7 +195,7 @@ def _choose_margin(loss: str, margin: float | None) -> float:
 
 _SPOIL: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "am": torch.sub,
-    "arc": _turned,
-    "simple_a": _folded,
+    "arc": turned,
+    "simple_a": folded,
     "softmax": torch.sub,
 }

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lib._common import (
-    Reduction,
-    at_least_float32,
-    check_positive,
-    no_autocast,
-    reduce_loss,
-    values_readable,
-)
+from lib._common import Reduction, at_least_float32, check_positive, no_autocast, values_readable
 from lib.margin._checks import (
     check_angle,
     check_cosine,
@@ -24,6 +14,7 @@ from lib.margin._checks import (
     check_scale,
     check_target,
 )
+from lib.margin._softplus import folded, own_and_rest, softplus_loss, turned
 
 __all__ = ["am_softmax_loss", "arc_softmax_loss", "simple_a_softmax_loss"]
 
@@ -56,9 +47,9 @@ def am_softmax_loss(
         reduction: ``"mean"`` over the samples that are not ignored, ``"sum"``, or ``"none"`` with
             0 for ignored samples.
         ignore_index: samples with this target count for nothing, whatever their cosines hold.
-        validate_args: whether to look for cosines outside [-1, 1], targets out of range and a
-            mean over no sample. Values cannot be read, and are not checked, under ``vmap`` and
-            ``torch.compile``: there a mean over no sample is 0.
+        validate_args: whether to look for cosines outside [-1, 1], targets out of range, a tensor
+            ``scale`` that is not positive and a mean over no sample. Values cannot be read, and
+            are not checked, under ``vmap`` and ``torch.compile``: there a mean over no sample is 0.
 
     Returns:
         The loss in nats, scalar or (B,).
@@ -69,6 +60,7 @@ def am_softmax_loss(
 
     Source: chapter `margin`, eq-margin-am; Wang et al. (2018), https://arxiv.org/abs/1801.05599.
 
+    >>> import torch
     >>> cosine = torch.tensor([[0.9, 0.1, -0.3], [0.2, 0.6, 0.5]])
     >>> am_softmax_loss(cosine, torch.tensor([0, 1]), scale=10.0, reduction="none")
     tensor([0.0112, 2.6239])
@@ -123,6 +115,7 @@ def arc_softmax_loss(
 
     Source: chapter `margin`, eq-margin-arc; Deng et al. (2019), https://arxiv.org/abs/1801.07698.
 
+    >>> import torch
     >>> cosine = torch.tensor([[0.9, 0.1, -0.3], [0.2, 0.6, 0.5]])
     >>> arc_softmax_loss(cosine, torch.tensor([0, 1]), scale=10.0, reduction="none")
     tensor([0.0083, 3.6450])
@@ -131,7 +124,7 @@ def arc_softmax_loss(
     return _loss(
         cosine,
         target,
-        lambda own: _turned(own, margin),
+        lambda own: turned(own, margin),
         scale=scale,
         reduction=reduction,
         ignore_index=ignore_index,
@@ -177,6 +170,7 @@ def simple_a_softmax_loss(
 
     Source: chapter `margin`, eq-margin-simple-a; Su (2018), archive number 5743, equation (7).
 
+    >>> import torch
     >>> cosine = torch.tensor([[0.9, 0.1, -0.3], [0.2, 0.6, 0.5]])
     >>> simple_a_softmax_loss(cosine, torch.tensor([0, 1]), scale=10.0, reduction="none")
     tensor([ 3.3653, 13.4806])
@@ -185,7 +179,7 @@ def simple_a_softmax_loss(
     return _loss(
         cosine,
         target,
-        lambda own: _folded(own, m),
+        lambda own: folded(own, m),
         scale=scale,
         reduction=reduction,
         ignore_index=ignore_index,
@@ -205,7 +199,9 @@ def _loss(
 ) -> Tensor:
     """The loss for any function ``spoil`` of the target's cosine."""
     given, cosine = cosine, at_least_float32(cosine, "cosine")
-    check_scale(scale)
+    scale = check_scale(scale, validate_args)
+    if isinstance(scale, Tensor):
+        scale = scale.to(cosine.dtype)  # a loss of one sample must not follow its precision
     if cosine.ndim == 0 or cosine.shape[-1] == 0:
         raise ValueError(f"cosine must have a last axis of classes, got {tuple(cosine.shape)}")
     index, keep = check_target(
@@ -214,43 +210,5 @@ def _loss(
     if validate_args and values_readable(cosine, target):
         check_cosine(cosine, keep, given.dtype)
     with no_autocast(cosine):
-        own, rest = _own_and_rest(cosine, index, keep, scale)
-        return _softplus_loss(spoil(own), rest, keep, scale, reduction)
-
-
-def _own_and_rest(
-    cosine: Tensor, index: Tensor, keep: Tensor, scale: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """The target's cosine (B,) and the log of the sum of exp(scale c) over all others (B,)."""
-    index, ignored = index.unsqueeze(-1), ~keep.unsqueeze(-1)
-    own = cosine.gather(-1, index).masked_fill(ignored, 0.0)
-    others = (scale * cosine).scatter(-1, index, -math.inf).masked_fill_(ignored, 0.0)  # (B, C)
-    return own.squeeze(-1), others.logsumexp(-1)
-
-
-def _softplus_loss(
-    spoilt: Tensor, rest: Tensor, keep: Tensor, scale: float | Tensor, reduction: Reduction
-) -> Tensor:
-    """log(1 + exp(rest - scale * spoilt)), reduced over the samples that are kept."""
-    losses = -F.logsigmoid(scale * spoilt - rest)
-    losses = losses.masked_fill(~keep, 0.0)
-    if reduction == "mean":
-        return losses.sum() / keep.sum().clamp_min(1)
-    return reduce_loss(losses, reduction)
-
-
-def _turned(cosine: Tensor, margin: float) -> Tensor:
-    """cos(theta + margin) for theta <= pi - margin, then a branch that keeps falling."""
-    tiny = torch.finfo(cosine.dtype).tiny ** 0.5
-    sine = ((1 - cosine) * (1 + cosine)).clamp_min(tiny).sqrt()
-    turned = cosine * math.cos(margin) - sine * math.sin(margin)
-    beyond = cosine - margin * math.sin(margin)
-    return torch.where(cosine >= -math.cos(margin), turned, beyond)
-
-
-def _folded(cosine: Tensor, m: int) -> Tensor:
-    """min(cos(m theta), cos(theta)), by the recursion T_{k+1} = 2 c T_k - T_{k-1}."""
-    before, chebyshev = torch.ones_like(cosine), cosine
-    for _ in range(m - 1):
-        before, chebyshev = chebyshev, 2 * cosine * chebyshev - before
-    return torch.where(chebyshev <= cosine, chebyshev, cosine)
+        own, rest = own_and_rest(cosine, index, keep, scale)
+        return softplus_loss(spoil(own), rest, keep, scale, reduction)

@@ -111,6 +111,8 @@ def _labels(groups: Tensor | Sequence[int], vectors: Tensor, name: str) -> Tenso
 
 
 def _numbers(k: int | Sequence[int], candidates: int) -> tuple[int, ...]:
+    if isinstance(k, Tensor):
+        k = k.tolist()
     ks = tuple(k) if isinstance(k, Iterable) else (k,)
     if not ks:
         raise ValueError("k must hold at least one number")
@@ -120,4 +122,4 @@ def _numbers(k: int | Sequence[int], candidates: int) -> tuple[int, ...]:
             raise ValueError(
                 f"k must be at most the number of candidates {candidates}, got {number}"
             )
-    return ks
+    return tuple(map(int, ks))

@@ -6,6 +6,7 @@ and the same command goes on from there, to the same numbers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -30,13 +31,17 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def full_result(stem: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The stored full-size result of a chapter, or None where there is none.
+    """The stored full-size result of a chapter, or None where there is none or but a trial.
 
     >>> full_result("no-such-stem") is None
     True
     """
     path = folder / f"{stem}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    trial = result.get("protocol", {}).get("full") is False
+    return None if trial else result
 
 
 def save_result(stem: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
@@ -75,7 +80,9 @@ def train(
 
     Each global batch is split over the processes, so the numbers depend on their count only
     through the order of summation. Order and noise of an epoch depend on seed and epoch alone:
-    a run resumed from its checkpoint ``<folder>/<name>.pt`` repeats the uninterrupted one.
+    a run resumed from its checkpoint ``<folder>/<name>-<settings>.pt`` repeats the uninterrupted
+    one. The settings in that name are a digest of model, optimizer, data and numbers: a run with
+    others, as a trial on a few examples, starts afresh and leaves the checkpoint to its own.
     With ``lengths`` (N,), batches hold examples of like length, which saves padding.
 
     Returns:
@@ -83,6 +90,9 @@ def train(
     """
     check_positive(epochs, "epochs")
     check_positive(batch_size, "batch_size")
+    numbers = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    tensors = [*data] if lengths is None else [*data, lengths]
+    path = folder / f"{name}-{_digest(module, optimizer, numbers, tensors=tensors)}.pt"
     model, optimizer = fabric.setup(module, optimizer)
     state: dict[str, Any] = {
         "model": model,
@@ -90,7 +100,6 @@ def train(
         "losses": [],
         "seconds": 0.0,
     }
-    path = folder / f"{name}.pt"
     if path.exists():
         fabric.load(path, state)
     rank, world = fabric.global_rank, fabric.world_size
@@ -116,6 +125,15 @@ def train(
         _replace(path, lambda unfinished: fabric.save(unfinished, state), fabric)
         fabric.print(f"{name}: epoch {epoch + 1} of {epochs}, loss {state['losses'][-1]:.4f}")
     return {"losses": state["losses"], "seconds": state["seconds"]}
+
+
+def _digest(*settings: object, tensors: Sequence[Tensor]) -> str:
+    """Twelve hexadecimal digits that tell apart settings, as printed, and contents of tensors."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tensor.shape)).encode())
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def _batches(size: int, batch_size: int, seed: int, lengths: Tensor | None) -> list[Tensor]:

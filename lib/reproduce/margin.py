@@ -136,15 +136,15 @@ def build(
     return Ranker(encoder(num_words + 2, dim=size, hidden=size), name, num_groups)
 
 
-def training_set(name: str, ids: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
-    """The training tensors of a head, and the passes that make it read as many sentences.
+def training_set(name: str, ids: Tensor) -> tuple[tuple[Tensor, Tensor], int, int]:
+    """The training tensors of a head, and the passes and batch size to read as many sentences.
 
     A head reads every sentence once a pass; pairs read two sentences a group.
     """
     groups = torch.arange(len(ids))
     if HEADS[name].get("pairs"):
-        return (ids, groups), ids.shape[1] // 2 or 1
-    return (ids.flatten(0, 1), groups.repeat_interleave(ids.shape[1])), 1
+        return (ids, groups), ids.shape[1] // 2 or 1, BATCH // 2
+    return (ids.flatten(0, 1), groups.repeat_interleave(ids.shape[1])), 1, BATCH
 
 
 def quick_fit(
@@ -163,13 +163,13 @@ def quick_fit(
         epochs: passes over the sentences.
         loss: of a batch, instead of the model's own.
     """
-    tensors, passes = training_set(model.name, ids)
+    tensors, passes, batch_size = training_set(model.name, ids)
     fit(
         loss or (lambda *batch: model(*batch).mean()),
         torch.optim.Adam(model.parameters(), lr=LEARNING_RATE),
         tensors,
         epochs=epochs * passes,
-        batch_size=BATCH // passes,
+        batch_size=batch_size,
         generator=torch.Generator().manual_seed(seed),
         description=model.name,
     )
@@ -282,7 +282,7 @@ def reproduce(
     for name in HEADS:
         torch.manual_seed(seed)
         model = build(name, len(names), len(known), size)
-        tensors, passes = training_set(name, ids)
+        tensors, passes, batch_size = training_set(name, ids)
         log = train(
             fabric,
             f"margin-{name.replace(' ', '-').lower()}-{seed}",
@@ -290,7 +290,7 @@ def reproduce(
             torch.optim.Adam(model.parameters(), lr=LEARNING_RATE),
             tensors,
             epochs=epochs * passes,
-            batch_size=BATCH if passes == 1 else BATCH // 2,
+            batch_size=batch_size,
             seed=seed,
             folder=folder,
         )
