@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Literal
 
@@ -33,8 +34,10 @@ def at_least_float32(tensor: Tensor, name: str = "input") -> Tensor:
     return tensor.float() if tensor.element_size() < 4 else tensor
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
+def no_autocast(tensor: Tensor) -> AbstractContextManager:
     """A context in which autocast leaves products of ``tensor`` in the precision they came in."""
+    if tensor.is_meta:  # which has no autocast to leave
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from lib._common import bool_mask, check_positive
+from lib.margin import MarginHead
+from lib.nce import info_nce_loss
 from lib.nice import NICE
 
 
@@ -39,3 +41,11 @@ def test_a_mask_is_a_tensor():
 def test_a_flow_can_be_planned_on_the_meta_device():
     x = torch.rand(5, 6, device="meta")
     assert NICE(6, hidden=4, num_hidden=1).to("meta").log_prob(x).shape == (5,)
+
+
+def test_losses_can_be_planned_on_the_meta_device():
+    with torch.device("meta"):
+        x, head = torch.rand(5, 6), MarginHead(6, 4)
+        target = torch.zeros(5, dtype=torch.long)
+        assert head.loss(x, target).is_meta
+        assert info_nce_loss(x, x).is_meta
