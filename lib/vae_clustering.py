@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -37,15 +38,17 @@ class ClusterVAE(VAE):
     ``iwae_bound`` and ``prior_bound`` are those of ``VAE`` with the mixture as the prior of z.
 
     Args:
-        encoder, decoder, latent_dim, likelihood, variance, validate_args: as in ``VAE``.
+        encoder, decoder, latent_dim, likelihood, variance, validate_args: as in ``VAE``, but for
+            the likelihood's default, which is ``"gaussian"``, as in the essay.
         num_clusters: K.
         classifier: q(y|z): ``"network"``, a hidden layer of 256 units as in the essay; ``"bayes"``,
             the optimum, which has no parameters: the mixture's own posterior, proportional to
             N(z; means_y, I); or a module that maps z (B, L) to logits (B, K).
 
     Raises:
-        ValueError: as ``VAE``, if ``num_clusters`` is below 1, or if the classifier returns another
-            shape or values that are not finite.
+        ValueError: as ``VAE``, if ``num_clusters`` is below 1, if the classifier returns another
+            shape or values that are not finite, or if the means have diverged.
+        TypeError: as ``VAE``, or if ``num_clusters`` is not an integer.
 
     Source: chapter ``vae_clustering``, eq-vae-clustering-loss; Su (2018), archive 5887.
 
@@ -119,9 +122,13 @@ class ClusterVAE(VAE):
         if tuple(logits.shape) != expected:
             seen = tuple(logits.shape)
             raise ValueError(f"classifier must return logits of shape {expected}, got {seen}")
-        if self._may_read(logits) and not logits.isfinite().all():
-            raise ValueError("classifier returned logits that are not finite")
-        return logits.to(z.dtype).reshape(*z.shape[:-1], self.num_clusters).log_softmax(-1)
+        log_classes = logits.to(z.dtype).log_softmax(-1)
+        if self._may_read(log_classes) and not log_classes.isfinite().all():
+            raise ValueError(
+                f"classifier returned logits that are not finite in {z.dtype}, "
+                f"or whose differences are not"
+            )
+        return log_classes.reshape(*z.shape[:-1], self.num_clusters)
 
     def elbo(  # type: ignore[override]
         self, x: Tensor, *, num_samples: int = 1, generator: torch.Generator | None = None
@@ -163,7 +170,7 @@ class ClusterVAE(VAE):
             ValueError: if ``n`` is below 1 or ``cluster`` is not in [0, K).
         """
         check_positive(n, "n")
-        if cluster is not None and (isinstance(cluster, bool) or not isinstance(cluster, int)):
+        if isinstance(cluster, bool) or not isinstance(cluster, int | Integral | None):
             raise TypeError(f"cluster must be an integer, got {cluster!r}")
         if cluster is not None and not 0 <= cluster < self.num_clusters:
             raise ValueError(f"cluster must be in [0, {self.num_clusters}), got {cluster}")
@@ -177,7 +184,7 @@ class ClusterVAE(VAE):
                 self.num_clusters, (n,), generator=generator, device=self.means.device
             )
         else:
-            y = torch.full((n,), cluster, device=self.means.device)
+            y = torch.full((n,), int(cluster), device=self.means.device)
         return self.means[y] + self._normal((n,), self.means, generator)
 
     def _log_components(self, z: Tensor) -> Tensor:
@@ -202,7 +209,7 @@ def cluster_accuracy(labels: Any, clusters: Any) -> float:
         clusters: (N,) the assignment, likewise; it may hold more or fewer different values.
 
     Raises:
-        ValueError: if the shapes differ, are not (N,), or N = 0.
+        ValueError: if the shapes differ, are not (N,), or N = 0, or for values of other kinds.
         ImportError: if scipy is missing.
 
     Source: chapter ``vae_clustering``, eq-vae-clustering-accuracy.
@@ -238,20 +245,30 @@ def purity(labels: Any, clusters: Any) -> float:
 
 def _contingency(labels: Any, clusters: Any) -> np.ndarray:
     """How often each label (row) meets each cluster (column)."""
-    arrays = []
-    for name, values in (("labels", labels), ("clusters", clusters)):
-        array = np.asarray(values.tolist() if isinstance(values, Tensor) else values)
-        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iubUS":
-            raise ValueError(
-                f"{name} must be integers of shape (N,), N >= 1, or bools or strings, "
-                f"got {array.dtype} of shape {array.shape}"
-            )
-        arrays.append(np.unique(array, return_inverse=True)[1])
-    if len(arrays[0]) != len(arrays[1]):
+    rows, columns = _numbered(labels, "labels"), _numbered(clusters, "clusters")
+    if len(rows) != len(columns):
         raise ValueError(
-            f"labels and clusters must have the same length, got {len(arrays[0])} "
-            f"and {len(arrays[1])}"
+            f"labels and clusters must have the same length, got {len(rows)} and {len(columns)}"
         )
-    table = np.zeros((arrays[0].max() + 1, arrays[1].max() + 1), dtype=np.int64)
-    np.add.at(table, (arrays[0], arrays[1]), 1)
+    table = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)
+    np.add.at(table, (rows, columns), 1)
     return table
+
+
+def _numbered(values: Any, name: str) -> np.ndarray:
+    """``values`` (N,) as numbers from 0, equal where they are equal."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    array = np.asarray(values)
+    if array.dtype.kind in "OT":  # pandas keeps strings as objects
+        array = np.asarray(values := array.tolist())
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iubUS":
+        raise ValueError(
+            f"{name} must be integers of shape (N,), N >= 1, or bools or strings, "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    # NumPy takes 1 for the string "1", and a missing value for "nan"
+    word = {"U": str, "S": bytes}.get(array.dtype.kind, object)
+    if not all(isinstance(value, word) for value in values):
+        raise ValueError(f"{name} must be all integers or all strings, got both")
+    return np.unique(array, return_inverse=True)[1]

@@ -235,6 +235,34 @@ def test_bad_options_are_refused():
         cluster_vae().elbo(images(), num_samples=0)
 
 
+class Says(nn.Module):
+    """A classifier with the same answer to every code."""
+
+    def __init__(self, *logits, dtype):
+        super().__init__()
+        self.logits = torch.tensor(logits, dtype=dtype)
+
+    def forward(self, z):
+        return self.logits.expand(len(z), -1)
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        Says(3e38, 0.0, -3e38, 1.0, dtype=torch.float32),  # the difference overflows
+        Says(1e39, 0.0, 0.0, 0.0, dtype=torch.float64),  # float32 does not reach there
+    ],
+)
+def test_logits_beyond_the_precision_are_refused_not_nan(classifier):
+    model = cluster_vae(classifier=classifier, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"logits .* not finite in torch\.float32"):
+        model.elbo(images().float())
+    wide = cluster_vae(
+        classifier=Says(1e30, 0.0, -1e30, 1.0, dtype=torch.float32), dtype=torch.float32
+    )
+    assert all(part.isfinite().all() for part in wide.elbo(images().float()))
+
+
 def _nan_logits(shape):
     return nn.Sequential(nn.Linear(*shape), nn.Threshold(math.inf, math.nan)).double()
 
@@ -293,7 +321,16 @@ def test_means_that_diverged_are_named(classifier, value):
         model.log_prior(images()[:, :3])
 
 
-@pytest.mark.parametrize("cluster", [1.0, True, torch.tensor(1), "1"])
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, int])
+def test_a_cluster_may_be_an_integer_of_numpy(kind):
+    model = cluster_vae()
+    draws = (model.sample(2, k, generator=torch.Generator().manual_seed(1)) for k in (kind(3), 3))
+    torch.testing.assert_close(*draws, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"cluster must be in \[0, 4\), got 4"):
+        model.sample(2, cluster=kind(4))
+
+
+@pytest.mark.parametrize("cluster", [1.0, True, np.True_, torch.tensor(1), "1"])
 def test_a_cluster_that_is_no_integer_is_refused(cluster):
     with pytest.raises(TypeError, match="cluster must be an integer, got"):
         cluster_vae().sample(2, cluster=cluster)
@@ -513,6 +550,21 @@ def test_scores_of_names_that_are_not_counted_from_nought(labels, clusters):
     shuffled = np.array(labels)[order], np.array(clusters)[order]
     assert cluster_accuracy(*shuffled) == pytest.approx(accuracy)
     assert cluster_accuracy(clusters, labels) == pytest.approx(accuracy)  # it is symmetric
+
+
+def test_scores_take_the_objects_that_pandas_keeps():
+    words, clusters = np.array(["cat", "a longer word", "cat", "emu"], dtype=object), [4, 7, 4, 4]
+    assert cluster_accuracy(words, clusters) == purity(clusters, words) - 0.25 == 0.75
+    assert purity(np.array([5, 6, 5, 5], dtype=object), clusters) == 1
+    assert cluster_accuracy(words.astype(np.dtypes.StringDType()), words) == 1
+
+
+@pytest.mark.parametrize("score", [cluster_accuracy, purity])
+@pytest.mark.parametrize("mixed", [[1, "1"], ("nan", math.nan), [b"1", 1]])
+def test_a_number_is_not_the_word_for_it(score, mixed):
+    for labels in (mixed, np.array(mixed, dtype=object)):
+        with pytest.raises(ValueError, match="clusters must be all integers or all strings"):
+            score([0, 1], labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
