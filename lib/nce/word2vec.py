@@ -87,7 +87,7 @@ class Word2Vec(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Forget everything: inputs small and random, outputs and squares 0."""
         vocab_size, dim = self.input_vectors.shape
-        device = "cpu" if generator is None else generator.device
+        device = getattr(generator, "device", "cpu")
         start = torch.rand(vocab_size, dim, generator=generator, device=device) - 0.5
         self.input_vectors.copy_(start / dim)
         for zero in (self.output_vectors, self.input_squares, self.output_squares):
