@@ -8,8 +8,10 @@ from torch import Tensor
 __all__ = ["check_ids", "check_shape", "check_values"]
 
 
-def check_values(holds: Tensor, message: str) -> None:
+def check_values(holds: Tensor, message: str, values: Tensor | None = None) -> None:
     """Raise ``ValueError`` unless ``holds`` (bool, any shape) is true everywhere.
+
+    The error shows the first of the ``values`` that break it.
 
     Under ``torch.compile`` and ``torch.func.vmap`` a tensor has no values to branch on; the check
     is skipped there.
@@ -21,9 +23,11 @@ def check_values(holds: Tensor, message: str) -> None:
     except RuntimeError:  # vmap refuses control flow on values
         return
     if not fine:
-        first = tuple((~holds).nonzero()[0].tolist())
-        where = f", the first at index {first if len(first) != 1 else first[0]}" if first else ""
-        raise ValueError(f"{message}, got {int((~holds).sum())} that break this{where}")
+        broken = (~holds).nonzero()
+        first, more = tuple(broken[0].tolist()), len(broken) - 1
+        seen = "one that breaks this" if values is None else values[first].item()
+        where = f" at index {first if len(first) != 1 else first[0]}" if first else ""
+        raise ValueError(f"{message}, got {seen}{where}" + (f" and {more} more" if more else ""))
 
 
 def check_shape(tensor: Tensor, shape: torch.Size, name: str) -> None:
@@ -42,5 +46,5 @@ def check_ids(ids: Tensor, size: int, name: str) -> Tensor:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be a tensor of integer ids, got {ids.dtype}")
     ids = ids.long()
-    check_values((ids >= 0) & (ids < size), f"{name} must lie in 0 .. {size - 1}")
+    check_values((ids >= 0) & (ids < size), f"{name} must lie in 0 .. {size - 1}", ids)
     return ids

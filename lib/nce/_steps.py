@@ -75,8 +75,8 @@ def _neighbours(sentence: Tensor, window: int) -> Tensor:
     return places.masked_fill_(around != sentence.unsqueeze(1), n).clamp_max_(n)
 
 
-def _beside(sentence: Tensor, window: int, block: int) -> Tensor:
-    """Which words stand within ``window`` of each other in one sentence: 1 or 0.
+def _beside(sentence: Tensor, window: int, block: int, dtype: torch.dtype) -> Tensor:
+    """Which words stand within ``window`` of each other in one sentence: 1 or 0, in ``dtype``.
 
     Of each ``block`` of R words the answer (N / R, R, R + 2W) has a row; its columns are the words
     from W before the block to W after it.
@@ -84,7 +84,7 @@ def _beside(sentence: Tensor, window: int, block: int) -> Tensor:
     width = block + 2 * window
     column = torch.arange(width, device=sentence.device)
     distance = (column - column[window : window + block].unsqueeze(1)).abs()
-    near = ((distance > 0) & (distance <= window)).float()
+    near = ((distance > 0) & (distance <= window)).to(dtype)
     around = _around(sentence, window).unfold(0, width, block)
     return near * (sentence.view(-1, block, 1) == around.unsqueeze(1))
 
@@ -144,7 +144,7 @@ def cbow_step(inputs: Table, outputs: Table, batch: Batch, learning_rate: float)
     n, dim = len(batch.ids), inputs.vectors.shape[1]
     neighbours = _neighbours(batch.sentence, batch.window)  # (N, 2W + 1)
     count = (neighbours < n).sum(1)
-    share = (1 / count.clamp_min(1)).to(inputs.vectors).unsqueeze(1)  # (N, 1)
+    share = count.clamp_min(1).to(inputs.vectors).reciprocal_().unsqueeze(1)  # (N, 1)
     weight = (count > 0).to(share)  # (N,)
     rows = _fetch(inputs.vectors, batch.ids, 0, 1)
     sources = rows.new_empty(n + batch.noise.numel(), dim)
@@ -174,7 +174,7 @@ def skipgram_step(inputs: Table, outputs: Table, batch: Batch, learning_rate: fl
     """Predict each neighbour from each word; return (sum of losses, number of pairs)."""
     n, dim, window = len(batch.ids), inputs.vectors.shape[1], batch.window
     block = band_block(window)
-    beside = _beside(batch.sentence, window, block)  # (N / R, R, R + 2W)
+    beside = _beside(batch.sentence, window, block, inputs.vectors.dtype)  # (N / R, R, R + 2W)
     hidden = inputs.vectors.index_select(0, batch.ids)
     centres = hidden.view(-1, block, dim)
     rows = _fetch(outputs.vectors, batch.ids, window, window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class Text:
         lengths = torch.tensor(
             [_length(sentence, number) for number, sentence in enumerate(sentences)],
             dtype=torch.int64,
+            device="cpu",  # whatever the default device
         )
         longest = int(lengths.max()) if len(lengths) else 0
         if longest < 2:
@@ -71,9 +73,8 @@ class Text:
                 f"sentences must hold ids in 0 .. {size - 1}, got {int(ids[place])} in "
                 f"sentence {number}"
             )
-        return cls(
-            ids, torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), lengths)
-        )
+        numbers = torch.arange(len(lengths), dtype=torch.int32, device="cpu")
+        return cls(ids, torch.repeat_interleave(numbers, lengths))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,19 +83,20 @@ class Text:
         """Keep each word of share f with probability sqrt(t / f) + t / f, t the ``threshold``."""
         ratio = threshold * len(self) / self.ids.bincount()
         keep = (ratio.sqrt() + ratio)[self.ids]
-        kept = torch.rand(len(self), generator=generator) < keep
+        kept = torch.rand(len(self), generator=generator, device="cpu") < keep
         return Text(self.ids[kept], self.sentence[kept])
 
     def padded(self, multiple: int) -> Text:
         """Fill up to a ``multiple`` of words with some that have no neighbours."""
         missing = -len(self) % multiple
         ids = torch.cat((self.ids, self.ids.new_zeros(missing)))
-        return Text(ids, torch.cat((self.sentence, -1 - torch.arange(missing, dtype=torch.int32))))
+        alone = -1 - torch.arange(missing, dtype=torch.int32, device="cpu")
+        return Text(ids, torch.cat((self.sentence, alone)))
 
     def batches(self, size: int, generator: torch.Generator | None) -> Iterator[Text]:
         """Runs of ``size`` words in random order, the last run of the text perhaps shorter."""
         ids, sentence = self.ids.split(size), self.sentence.split(size)
-        for number in torch.randperm(len(ids), generator=generator).tolist():
+        for number in torch.randperm(len(ids), generator=generator, device="cpu").tolist():
             yield Text(ids[number], sentence[number])
 
 
@@ -115,17 +117,28 @@ def _flat_ids(sentences: list[Sequence[int] | Tensor]) -> Tensor:
     if len(tensors) == len(sentences):
         ids = torch.cat([tensor for tensor in tensors if tensor.numel()]).cpu()
     else:
-        try:
-            numbers = np.array(list(chain.from_iterable(sentences)))
-        except ValueError:  # ragged
-            raise TypeError("sentences must hold integer word ids, got nested sequences") from None
-        if numbers.dtype.kind not in "iufb":
-            raise TypeError(
-                f"sentences must hold integer word ids, got {numbers.flat[0]!r}; "
-                "Vocabulary.encode turns words into ids"
-            )
-        ids = torch.from_numpy(numbers)
+        lists = (s.tolist() if isinstance(s, Tensor) else s for s in sentences)
+        ids = torch.from_numpy(_integers(list(chain.from_iterable(lists))))
     if ids.is_floating_point() or ids.dtype == torch.bool or ids.dim() != 1:
         shape = tuple(ids.shape)
         raise TypeError(f"sentences must hold integer word ids, got {ids.dtype} of shape {shape}")
     return ids.long()
+
+
+def _integers(words: list[int]) -> np.ndarray:
+    try:
+        numbers = np.array(words)
+    except ValueError:  # ragged
+        raise TypeError("sentences must hold integer word ids, got nested sequences") from None
+    if numbers.dtype.kind in "iub":
+        return numbers
+    for word in words:
+        if not isinstance(word, Integral):
+            raise TypeError(
+                f"sentences must hold integer word ids, got {word!r}; "
+                "Vocabulary.encode turns words into ids"
+            )
+    try:
+        return np.array(words, dtype=np.int64)  # numpy mixes uint64 and int64 to float64
+    except OverflowError:
+        raise ValueError(f"sentences must hold ids of 64 bits, got {max(words, key=abs)}") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lib._common import Reduction, at_least_float32, no_autocast, reduce_loss
 from lib.nce._checks import check_shape, check_values
+from lib.nce._unit import unit
 
 __all__ = ["info_nce_loss"]
 
@@ -76,12 +77,12 @@ def info_nce_loss(
     _check_temperature(temperature, dtype, validate_args)
     if validate_args:
         for name, value in vectors.items():
-            check_values(value.isfinite(), f"{name} must be finite")
+            check_values(value.isfinite(), f"{name} must be finite", value)
             if normalize:
                 zero = "must have no zero vector, which has no direction"
                 check_values((value != 0).any(-1), f"{name} {zero}")
     if normalize:
-        vectors = {name: _unit(value) for name, value in vectors.items()}
+        vectors = {name: unit(value) for name, value in vectors.items()}
     with no_autocast(query):
         scores = _info_scores(vectors) / temperature
     own = torch.arange(len(query), device=query.device)
@@ -104,12 +105,6 @@ def _info_scores(vectors: dict[str, Tensor]) -> Tensor:
     return torch.cat((own, (negatives @ query.unsqueeze(-1)).squeeze(-1)), dim=-1)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Unit vectors; dividing by the largest entry first keeps squares inside the float's range."""
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    return F.normalize(vectors / largest.clamp_min(torch.finfo(vectors.dtype).tiny), dim=-1)
-
-
 def _check_negatives(negatives: Tensor, query: Tensor) -> None:
     (b, d), shape = query.shape, tuple(negatives.shape)
     if len(shape) < 2 or shape[:-2] not in ((), (b,)) or shape[-1] != d or 0 in shape:
@@ -129,7 +124,7 @@ def _check_temperature(
             raise ValueError(f"temperature must be a number or a scalar tensor, got shape {shape}")
         if validate_args:
             value = temperature.to(dtype)
-            check_values(value.isfinite() & (value >= smallest), message)
+            check_values(value.isfinite() & (value >= smallest), message, value)
     elif not isinstance(temperature, Real):
         raise TypeError(f"temperature must be a number or a scalar tensor, got {temperature!r}")
     elif not smallest <= temperature < math.inf:

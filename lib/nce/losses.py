@@ -74,9 +74,9 @@ def nce_loss(
         _check_scores(data_scores, "data_scores")
         _check_scores(noise_scores, "noise_scores")
         covered = "must be finite: the noise must be able to draw every point"
-        check_values(data_log_noise.isfinite(), f"data_log_noise {covered}")
-        check_values(noise_log_noise.isfinite(), f"noise_log_noise {covered}")
-        check_values(log_z.isfinite(), "log_partition must be finite")
+        check_values(data_log_noise.isfinite(), f"data_log_noise {covered}", data_log_noise)
+        check_values(noise_log_noise.isfinite(), f"noise_log_noise {covered}", noise_log_noise)
+        check_values(log_z.isfinite(), "log_partition must be finite", log_z)
     log_k = math.log(noise_scores.shape[-1])
     positive = data_scores - log_z - (log_k + data_log_noise)
     negative = noise_scores - log_z.unsqueeze(-1) - (log_k + noise_log_noise)
@@ -208,7 +208,7 @@ def _check_samples(one: Tensor, many: Tensor, one_name: str, many_name: str) -> 
 
 
 def _check_scores(scores: Tensor, name: str) -> None:
-    check_values(scores < math.inf, f"{name} must not be NaN or plus infinity")
+    check_values(scores < math.inf, f"{name} must not be NaN or plus infinity", scores)
 
 
 def _log_partition(value: float | Tensor, scores: Tensor) -> Tensor:

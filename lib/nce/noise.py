@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -50,14 +50,17 @@ class UnigramNoise(nn.Module):
 
     def __init__(self, counts: Tensor | np.ndarray | Sequence[float], power: float = 0.75) -> None:
         super().__init__()
-        if not (isinstance(power, int | float | np.number) and 0 <= power < math.inf):
+        if not (isinstance(power, float | Real) and 0 <= power < math.inf):
             raise ValueError(f"power must be a finite number of at least 0, got {power!r}")
         self.power = float(power)
         given = _as_tensor(counts)
         exact = _checked(given)
-        self.dtype = torch.promote_types(given.dtype, torch.float32)
+        typed = isinstance(counts, Tensor | np.ndarray)
+        dtype = given.dtype if typed else torch.get_default_dtype()
+        self.dtype = torch.promote_types(dtype, torch.float32)
         support = exact.nonzero().squeeze(1)
-        log_weights = self.power * exact[support].log()
+        log_counts = exact[support].log()
+        log_weights = self.power * (log_counts - log_counts.max())  # at most 0: cannot overflow
         log_probs = log_weights - log_weights.logsumexp(0)
         cumulative = log_probs.exp().cumsum(0)
         everywhere = cumulative.new_full((len(exact),), -math.inf)
@@ -105,7 +108,8 @@ class UnigramNoise(nn.Module):
     def log_prob(self, ids: Tensor) -> Tensor:
         """The log-probabilities of ``ids`` in nats, of the same shape.
 
-        They are -inf for words that were never counted; float64 if the counts were, else float32.
+        They are -inf for words that were never counted; float64 if the counts were, else float32
+        (a list is of torch's default dtype).
 
         Raises:
             ValueError: if an id lies outside ``0 .. V - 1``.
@@ -118,10 +122,14 @@ class UnigramNoise(nn.Module):
 
 
 def _as_tensor(counts: object) -> Tensor:
+    """A list goes by way of numpy: torch would round its floats to float32."""
     if isinstance(counts, Tensor):
         return counts.detach()
     try:
-        return torch.tensor(counts)
+        numbers = counts if isinstance(counts, np.ndarray) else np.array(counts)
+        if numbers.dtype == object and numbers.ndim == 1:  # integers beyond 64 bits
+            numbers = np.array([float(number) for number in numbers])
+        return torch.tensor(numbers)
     except (TypeError, ValueError, RuntimeError) as error:
         seen = type(counts).__name__
         raise TypeError(f"counts must be numbers (V,), got {seen}: {error}") from None

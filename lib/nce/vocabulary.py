@@ -84,7 +84,7 @@ class Vocabulary:
                     f"sentences must be sequences of words, got the string {sentence!r} as "
                     f"sentence {number}: split it first"
                 )
-            counter.update(sentence)
+            counter.update(iter(sentence))  # None and a mapping mean something else to it
         for word in counter:
             if not isinstance(word, str):
                 raise TypeError(f"sentences must hold words, got {word!r}")
@@ -147,9 +147,12 @@ class Vocabulary:
             ValueError: if an id lies outside ``0 .. V - 1``.
             TypeError: if an id is not an integer.
         """
-        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        numbers = ids.tolist() if isinstance(ids, Tensor) else ids
+        if not isinstance(numbers, Iterable):
+            raise TypeError(f"ids must be integers (T,), got the single {numbers!r}")
+        numbers = list(numbers)
         for number in numbers:
-            if not isinstance(number, int | np.integer):
+            if isinstance(number, bool) or not isinstance(number, int | np.integer):
                 raise TypeError(f"ids must be integers (T,), got {number!r}")
             if not 0 <= number < len(self):
                 raise ValueError(f"ids must lie in 0 .. {len(self) - 1}, got {number}")

@@ -8,13 +8,13 @@ from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib._common import bool_mask, check_positive, no_autocast
+from lib._common import at_least_float32, bool_mask, check_positive, no_autocast
 from lib.nce._checks import check_ids, check_values
 from lib.nce._steps import NOISE_BLOCK, Batch, Table, band_block, cbow_step, skipgram_step
 from lib.nce._text import Text, group
+from lib.nce._unit import unit
 from lib.nce.noise import UnigramNoise
 
 __all__ = ["Word2Vec"]
@@ -87,7 +87,8 @@ class Word2Vec(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Forget everything: inputs small and random, outputs and squares 0."""
         vocab_size, dim = self.input_vectors.shape
-        start = torch.rand(vocab_size, dim, generator=generator) - 0.5
+        device = getattr(generator, "device", "cpu")
+        start = torch.rand(vocab_size, dim, generator=generator, device=device) - 0.5
         self.input_vectors.copy_(start / dim)
         for zero in (self.output_vectors, self.input_squares, self.output_squares):
             zero.zero_()
@@ -120,7 +121,8 @@ class Word2Vec(nn.Module):
             if mask is not None:
                 keep = bool_mask(mask, tuple(ids.shape))
             check_values(keep.any(-1), "mask must keep at least one neighbour of each word")
-            hidden = (hidden * keep.unsqueeze(-1)).sum(-2) / keep.sum(-1, keepdim=True)
+            kept = hidden.masked_fill(~keep.unsqueeze(-1), 0)  # times 0, NaN would stay NaN
+            hidden = kept.sum(-2) / keep.sum(-1, keepdim=True)
         elif mask is not None:
             raise ValueError("mask must be None for skip-gram, whose input is a single word")
         return hidden @ self.output_vectors.T
@@ -168,6 +170,7 @@ class Word2Vec(nn.Module):
         """
         for name, count in (("epochs", epochs), ("window", window), ("negatives", negatives)):
             check_positive(count, name)
+        window, negatives = int(window), int(negatives)  # a short numpy integer would overflow
         _check_rate(learning_rate, "learning_rate")
         if subsample is not None:
             _check_rate(subsample, "subsample")
@@ -233,20 +236,24 @@ class Word2Vec(nn.Module):
             exclude: further ids to leave out.
 
         Returns:
-            Ids (k,) and cosines (k,), the nearest first. A zero vector has cosine 0 to all.
+            Ids (k,) and cosines (k,) in at least float32, the nearest first. A zero vector has
+            cosine 0 to all.
 
         Raises:
-            ValueError: if an id or ``k`` is out of range, or the query is a zero vector.
+            ValueError: if an id or ``k`` is out of range, the query is a zero vector, or a vector
+                is not finite.
             TypeError: if ``query`` is neither an id nor a vector, or ``exclude`` holds no ids.
         """
-        vectors = self.vectors
+        vectors = at_least_float32(self.vectors)
         words = exclude.tolist() if isinstance(exclude, Tensor) else exclude
+        if not isinstance(words, Iterable):
+            raise TypeError(f"exclude must be a sequence of word ids, got {exclude!r}")
         left_out = [_word_id(word, "exclude must hold word ids") for word in words]
         if isinstance(query, Tensor) and query.is_floating_point():
             if query.shape != vectors.shape[1:]:
                 wanted = tuple(vectors.shape[1:])
                 raise ValueError(f"query must have shape {wanted}, got {tuple(query.shape)}")
-            direction = query.to(vectors)
+            direction = at_least_float32(query).to(vectors.device)
         else:
             word = query.item() if isinstance(query, Tensor) and query.dim() == 0 else query
             left_out.append(_word_id(word, "query must be a word id or a vector"))
@@ -261,7 +268,9 @@ class Word2Vec(nn.Module):
             direction = vectors[left_out[-1]]
         if not (direction.isfinite().all() and direction.any()):
             raise ValueError("query must be finite and not zero: a zero vector has no direction")
-        cosines = F.normalize(vectors, dim=1) @ F.normalize(direction, dim=0)
+        check_values(vectors.isfinite(), "input_vectors must be finite", vectors)
+        with no_autocast(vectors):
+            cosines = (unit(vectors) @ unit(direction).to(vectors)).clamp_(-1, 1)
         cosines[left_out] = -math.inf
         similarities, ids = cosines.topk(k)
         return ids, similarities
