@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lib._common import values_readable
@@ -49,8 +50,8 @@ class OneDNNLinear(nn.Linear):
     On processors where torch's default library misses the widest vector units this is faster at
     equal precision; elsewhere nothing is lost but the gain. Parameters, their names and the
     results (to float32 rounding) are those of ``nn.Linear``. On other devices and dtypes, inside
-    autocast, ``torch.func`` and ``torch.compile`` it *is* ``nn.Linear``, and so are its gradients
-    of gradients.
+    autocast, ``torch.func``, ``torch.compile``, ``torch.jit.trace`` and forward-mode
+    differentiation it *is* ``nn.Linear``, and so are its gradients of gradients.
 
     Use it as ``NICE(784, linear=OneDNNLinear)``.
 
@@ -69,8 +70,11 @@ class OneDNNLinear(nn.Linear):
         return super().forward(input)
 
     def _fast(self, x: Tensor) -> bool:
+        bias = x if self.bias is None else self.bias
         return (
-            values_readable(x)
+            values_readable(x, self.weight, bias)
+            and forward_ad._current_level < 0
+            and not torch.jit.is_tracing()
             and x.device.type == self.weight.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.dim() > 1
