@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from lib._common import values_readable
-
 __all__ = ["OneDNNLinear"]
 
 
@@ -70,13 +68,14 @@ class OneDNNLinear(nn.Linear):
         return super().forward(input)
 
     def _fast(self, x: Tensor) -> bool:
-        bias = x if self.bias is None else self.bias
+        weight = self.weight
         return (
-            values_readable(x, self.weight, bias)
+            not torch.compiler.is_compiling()
+            and torch._C._functorch.peek_interpreter_stack() is None
             and forward_ad._current_level < 0
             and not torch.jit.is_tracing()
-            and x.device.type == self.weight.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
+            and x.device.type == weight.device.type == "cpu"
+            and x.dtype == weight.dtype == torch.float32
             and x.dim() > 1
             and x.numel() > 0
             and x.shape[-1] == self.in_features
