@@ -147,6 +147,18 @@ def test_scaling():
     torch.testing.assert_close(scaling.inverse(z), x, rtol=1e-12, atol=1e-12)
 
 
+def test_log_dets_can_be_added_to_in_place():
+    flow, x = small_flow().requires_grad_(False), points(3, 6)
+    for log_abs_det in (
+        flow(x)[1],
+        flow.couplings[0](x)[1],
+        flow.scaling(x)[1],
+        flow.transform.log_abs_det_jacobian(x, x),
+    ):
+        expected = log_abs_det + torch.arange(3)
+        assert torch.equal(log_abs_det.add_(torch.arange(3)), expected)
+
+
 @pytest.mark.parametrize("dim", [2, 4, 8])
 @pytest.mark.parametrize("num_couplings", [1, 2, 3, 4])
 def test_three_couplings_mix_everything(num_couplings, dim):
@@ -439,6 +451,13 @@ def test_onednn_linear_steps_aside():
     leaf = torch.randn(2, 4, requires_grad=True)
     frozen(leaf).sum().backward()
     torch.testing.assert_close(leaf.grad, frozen.weight.sum(0).expand(2, 4))
+
+
+def test_onednn_linear_without_onednn():
+    layer, x = OneDNNLinear(4, 3), torch.randn(5, 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        y = layer(x)
+    assert y.grad_fn.name() == nn.functional.linear(x, layer.weight, layer.bias).grad_fn.name()
 
 
 def gradient_of_a_penalty(layer: nn.Module, x: Tensor) -> list[Tensor]:

@@ -292,7 +292,8 @@ class Scaling(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (..., D) -> (z (..., D), log |det dz/dx| (...,))."""
-        return self.stretch(self._enter(x, "x"))
+        z, log_abs_det = self.stretch(self._enter(x, "x"))
+        return z, log_abs_det.clone()  # one memory for each, so that it can be added to in place
 
     def inverse(self, z: Tensor) -> Tensor:
         """The x (..., D) that ``forward`` maps to ``z``."""

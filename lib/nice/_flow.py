@@ -267,5 +267,5 @@ class FlowTransform(Transform):
         if all(isinstance(coupling, AdditiveCoupling) for coupling in self.flow.couplings):
             log_scale = self.flow.scaling.log_scale
             x = enter(x, self.flow.dim, log_scale.dtype, "x")
-            return log_scale.to(x.dtype).sum().expand(x.shape[:-1])
+            return log_scale.to(x.dtype).sum().expand(x.shape[:-1]).clone()
         return self.flow(x)[1]
