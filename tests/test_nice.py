@@ -6,10 +6,13 @@ import copy
 import io
 import math
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
@@ -17,7 +20,7 @@ from torch.distributions import (
     Normal,
     TransformedDistribution,
 )
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, stack_module_state, vmap
 
 from lib.nice import (
     NICE,
@@ -142,6 +145,18 @@ def test_scaling():
     torch.testing.assert_close(z, x @ torch.diag(scaling.log_scale.exp()))
     torch.testing.assert_close(log_abs_det, slogdet(lambda row: scaling(row)[0], x))
     torch.testing.assert_close(scaling.inverse(z), x, rtol=1e-12, atol=1e-12)
+
+
+def test_log_dets_can_be_added_to_in_place():
+    flow, x = small_flow().requires_grad_(False), points(3, 6)
+    for log_abs_det in (
+        flow(x)[1],
+        flow.couplings[0](x)[1],
+        flow.scaling(x)[1],
+        flow.transform.log_abs_det_jacobian(x, x),
+    ):
+        expected = log_abs_det + torch.arange(3)
+        assert torch.equal(log_abs_det.add_(torch.arange(3)), expected)
 
 
 @pytest.mark.parametrize("dim", [2, 4, 8])
@@ -299,6 +314,21 @@ def test_compile_without_graph_breaks(coupling):
     torch.testing.assert_close(back(x), flow.inverse(x))
 
 
+def test_compiled_draws_of_changing_size():
+    torch._dynamo.reset()
+    flow = randomise(NICE(6, num_couplings=1, hidden=3, num_hidden=1, prior="normal"), 0)
+    spread = torch.compile(dequantize, fullgraph=True, backend="aot_eager")
+    sample = torch.compile(flow.sample, fullgraph=True, backend="aot_eager")
+    draw = torch.compile(
+        lambda n: Logistic(0.0, 1.0).rsample((n,)), fullgraph=True, backend="aot_eager"
+    )
+    for n in (3, 7, 12):
+        x = torch.arange(2 * n).view(n, 2)
+        assert torch.equal((spread(x) * 256).floor().long(), x)
+        assert sample(n).shape == (n, 6)
+        assert draw(n).shape == (n,)
+
+
 def test_inputs_are_not_modified():
     flow = small_flow()
     x = points(4, 6)
@@ -423,6 +453,13 @@ def test_onednn_linear_steps_aside():
     torch.testing.assert_close(leaf.grad, frozen.weight.sum(0).expand(2, 4))
 
 
+def test_onednn_linear_without_onednn():
+    layer, x = OneDNNLinear(4, 3), torch.randn(5, 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        y = layer(x)
+    assert y.grad_fn.name() == nn.functional.linear(x, layer.weight, layer.bias).grad_fn.name()
+
+
 def gradient_of_a_penalty(layer: nn.Module, x: Tensor) -> list[Tensor]:
     """Gradients of |d(sum of layer(x)^2)/dx|^2, asked of autograd in the way that skips nodes."""
     leaf = x.clone().requires_grad_()
@@ -468,6 +505,55 @@ def test_onednn_linear_under_batched_gradients():
     jacobian = torch.autograd.functional.jacobian(layer, x, vectorize=True)
     expected = torch.einsum("nm,oi->nomi", torch.eye(5), layer.weight.detach())
     torch.testing.assert_close(jacobian, expected)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_onednn_linear_in_torch_func_of_its_parameters(name):
+    torch.manual_seed(0)
+    layer, x = OneDNNLinear(4, 3), torch.randn(5, 4)
+    value = getattr(layer, name).detach()
+    row, column = torch.eye(3), x if name == "weight" else torch.ones(5, 1)
+
+    def call(parameter: Tensor) -> Tensor:
+        return functional_call(layer, {name: parameter}, (x,))
+
+    expected = torch.einsum("oi,nj->noij", row, column).view(5, 3, *value.shape)
+    for jacobian in (jacrev, jacfwd):
+        torch.testing.assert_close(jacobian(call)(value), expected)
+    ensemble = torch.stack([value, 2 * value, -value])
+    outputs = vmap(call)(ensemble)
+    torch.testing.assert_close(outputs, torch.stack([call(value) for value in ensemble]))
+
+
+@pytest.mark.parametrize("linear", [nn.Linear, OneDNNLinear])
+def test_an_ensemble_of_flows_and_gradients_by_functional_call(linear):
+    flows = [randomise(NICE(6, hidden=11, num_hidden=2, linear=linear), seed) for seed in range(3)]
+    x = points(5, 6, dtype=torch.float32)
+    stacked, _ = stack_module_state(flows)
+
+    def log_prob(parameters: dict[str, Tensor]) -> Tensor:
+        z, log_abs_det = functional_call(flows[0], parameters, (x,))
+        return flows[0].prior.log_prob(z) + log_abs_det
+
+    together = vmap(log_prob)(stacked)
+    torch.testing.assert_close(together, torch.stack([flow.log_prob(x) for flow in flows]))
+    slopes = grad(lambda parameters: log_prob(parameters).sum())(dict(flows[0].named_parameters()))
+    flows[0].log_prob(x).sum().backward()
+    for name, parameter in flows[0].named_parameters():
+        torch.testing.assert_close(slopes[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_onednn_linear_in_forward_mode_and_under_the_tracer():
+    torch.manual_seed(0)
+    layer, x, direction = OneDNNLinear(4, 3), torch.randn(5, 4), torch.randn(5, 4)
+    with forward_ad.dual_level():
+        slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction))).tangent
+        weight = {"weight": forward_ad.make_dual(layer.weight, layer.weight)}
+        of_weight = forward_ad.unpack_dual(functional_call(layer, weight, (x,))).tangent
+    torch.testing.assert_close(slope, direction @ layer.weight.T)
+    torch.testing.assert_close(of_weight, x @ layer.weight.T)
+    traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(direction), layer(direction))
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -719,6 +805,20 @@ def test_logistic_refuses_bad_arguments():
         with pytest.raises(ValueError, match=r"probabilities, got 1 outside 0 .. 1"):
             Logistic(0.0, 1.0, validate_args=True).icdf(torch.tensor([0.5, bad]))
     assert Logistic(0.0, 1.0).icdf(torch.tensor([0.0, 1.0])).tolist() == [-math.inf, math.inf]
+    for validate_args in (False, True):
+        with pytest.raises(TypeError, match=r"tensor of probabilities, got float"):
+            Logistic(0.0, 1.0, validate_args=validate_args).icdf(0.5)
+
+
+@pytest.mark.parametrize("scale", [1.5, torch.tensor(1.5), torch.tensor([1.5, 1.5])])
+def test_a_logistic_at_integer_locations_keeps_its_scale(scale):
+    law = Logistic(torch.tensor([3, -2]), scale)
+    assert law.loc.tolist() == [3.0, -2.0]
+    assert law.scale.tolist() == [1.5, 1.5]
+    assert law.loc.dtype == law.scale.dtype == law.sample().dtype == torch.float32
+    counts = Logistic(torch.tensor(3), torch.tensor(2))
+    assert counts.sample((2,)).dtype == torch.float32
+    assert Logistic(torch.tensor(3), torch.tensor(1.5).double()).scale.dtype == torch.float64
 
 
 # --- sampling -----------------------------------------------------------------------------------
@@ -738,6 +838,24 @@ def test_samples_are_the_inverse_of_scaled_noise(prior):
     assert off_diagonal.abs().max() < 5 / math.sqrt(20_000)
     cold = flow.sample(2, temperature=0)
     torch.testing.assert_close(cold, flow.inverse(torch.zeros(2, 6).double()))
+
+
+@pytest.mark.parametrize("half", [np.float64(0.5), np.float32(0.5), Fraction(1, 2)])
+def test_numbers_of_any_kind(half):
+    flow = randomise(NICE(6, hidden=5, num_hidden=1), 0)
+
+    def draw(temperature: float) -> Tensor:
+        return flow.sample(4, temperature=temperature, generator=torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(draw(half), draw(0.5), rtol=0, atol=0)
+    torch.manual_seed(0)
+    x = points(3, 6, dtype=torch.float32)
+    coupling = AffineCoupling(6, hidden=5, num_hidden=1, bound=half)
+    torch.manual_seed(0)
+    torch.testing.assert_close(coupling(x), AffineCoupling(6, hidden=5, num_hidden=1, bound=0.5)(x))
+    bits = bits_per_dim(half, 3)
+    assert isinstance(bits, float)
+    assert bits == 8 - 0.5 / (3 * math.log(2))
 
 
 def test_sampling_is_reproducible():
@@ -821,15 +939,58 @@ class OutputFirst(nn.Module):
         return self.last(self.first(x).relu())
 
 
+class Doubled(nn.Module):
+    def forward(self, bias: Tensor) -> Tensor:
+        return 2 * bias
+
+
+def parametrised_bias() -> nn.Module:
+    """A layer whose bias is computed anew whenever it is read, so that writing on it is lost."""
+    return torch.nn.utils.parametrize.register_parametrization(nn.Linear(2, 2), "bias", Doubled())
+
+
+def flow_with_last_net(net: nn.Module) -> NICE:
+    flow = small_flow(dim=4)
+    flow.couplings[-1] = AdditiveCoupling(4, swap=True, net=net.double())
+    return flow
+
+
 @pytest.mark.parametrize(
     "net",
-    [nn.Tanh(), nn.Linear(2, 2, bias=False), nn.Linear(2, 3), OutputFirst(), nn.BatchNorm2d(4)],
+    [
+        nn.Tanh(),
+        nn.Linear(2, 2, bias=False),
+        nn.Linear(2, 3),
+        OutputFirst(),
+        nn.BatchNorm2d(4),
+        parametrised_bias(),
+    ],
 )
 def test_only_a_last_bias_of_the_right_size_is_shifted(net):
     state = copy.deepcopy(net.state_dict())
     with pytest.raises(TypeError, match=r"must end in a layer with a bias \(2,\)"):
-        AdditiveCoupling(4, net=net).add_to_shift(torch.ones(2))
+        flow_with_last_net(net).initialize(points(9, 4))
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (torch.arange(6.0).expand(5, 6), r"\d coordinates of z are constant"),
+        (3e38 * torch.tensor([[1.0], [-1.0]]).expand(2, 6), "6 coordinates of z are beyond"),
+    ],
+)
+def test_a_refused_initialisation_changes_nothing(x, match):
+    flow = randomise(NICE(6, hidden=5, num_hidden=1, coupling="affine"), 0)
+    state = copy.deepcopy(flow.state_dict())
+    with pytest.raises(ValueError, match=match):
+        flow.initialize(x)
+    assert all(torch.equal(value, state[name]) for name, value in flow.state_dict().items())
+    flow = flow_with_last_net(nn.Tanh())
+    state = copy.deepcopy(flow.state_dict())
+    with pytest.raises(TypeError, match="must end in a layer with a bias"):
+        flow.initialize(points(9, 4))
+    assert all(torch.equal(value, state[name]) for name, value in flow.state_dict().items())
 
 
 def test_initialize_with_normalised_weights():
@@ -1046,6 +1207,15 @@ def test_a_layer_alone_refuses_bad_points(layer, method):
         move(torch.zeros(2, 4).long())
 
 
+def test_a_point_in_the_plane_is_not_written_on():
+    """The halves of a single point in two dimensions are contiguous as they are."""
+    x = torch.tensor([[-1.0, -2.0]])
+    coupling = AdditiveCoupling(2, hidden=5, num_hidden=1, linear=activated_first)
+    coupling(x)
+    coupling.inverse(x)
+    assert x.tolist() == [[-1.0, -2.0]]
+
+
 def test_validation_can_be_switched_off_and_does_not_cry_wolf():
     bad = torch.tensor([[0.0, 1.0, math.nan, 0.0]])
     assert NICE(4, hidden=3, validate_args=False).log_prob(bad).isnan().all()
@@ -1077,14 +1247,38 @@ def test_a_network_of_the_wrong_shape_is_refused():
         AdditiveCoupling(6, net=nn.LSTM(3, 3))(torch.zeros(2, 6))
 
 
+def activated_first(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(inputs, outputs))
+
+
+class Residual(nn.Sequential):
+    """A Sequential whose first layer is linear, and that writes on its input before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.relu_())
+
+
 @pytest.mark.parametrize("layer", [AdditiveCoupling, AffineCoupling])
 @pytest.mark.parametrize("swap", [False, True])
-def test_a_network_that_writes_on_its_input_does_not_move_the_kept_half(layer, swap):
+@pytest.mark.parametrize("way", ["net", "linear", "replaced", "nested", "subclass"])
+def test_a_network_that_writes_on_its_input_does_not_move_the_kept_half(layer, swap, way):
     outputs = 3 if layer is AdditiveCoupling else 6
-    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, outputs)).double()
-    coupling, x = layer(6, net=net, swap=swap), points(5, 6)
+    net = activated_first(3, outputs)
+    if way == "net":
+        coupling = layer(6, net=net, swap=swap)
+    else:
+        linear = activated_first if way == "linear" else nn.Linear
+        coupling = layer(6, swap=swap, hidden=5, num_hidden=1, linear=linear)
+    if way == "replaced":
+        coupling.net = net
+    if way == "nested":
+        coupling.net = nn.Sequential(nn.Sequential(), net)
+    if way == "subclass":
+        coupling.net = Residual(nn.Linear(3, outputs))
+    coupling, x = coupling.double(), points(5, 6)
     z, log_abs_det = coupling(x)
     kept = slice(1 if swap else 0, None, 2)
     assert torch.equal(z[:, kept], x[:, kept])
     torch.testing.assert_close(coupling.inverse(z), x, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(log_abs_det, slogdet(lambda row: coupling(row)[0], x))
+    if way != "linear":  # there the writing is on what ReLU has kept for its gradient
+        torch.testing.assert_close(log_abs_det, slogdet(lambda row: coupling(row)[0], x))

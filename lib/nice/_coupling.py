@@ -71,7 +71,6 @@ class Coupling(nn.Module):
         super().__init__()
         self.dim, self.swap = dim, swap
         self.outputs = self.outputs_per_coordinate * dim // 2
-        self._lends_copies = net is not None  # such a network may write on what it is given
         if net is None:
             net = _network(dim // 2, self.outputs, hidden, num_hidden, linear)
         if not isinstance(net, nn.Module):
@@ -110,19 +109,22 @@ class Coupling(nn.Module):
         """The inverse of ``move`` in its first argument."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def add_to_shift(self, offset: Tensor) -> None:
-        """Add ``offset`` (D/2,) to the shift at every point, in the last bias of the network."""
+    def last_shift(self) -> Tensor:
+        """The part (D/2,) of the network's last bias that shifts every point alike: a view.
+
+        Raises:
+            TypeError: if the network does not end in a layer with such a bias.
+        """
         last = self.net
         while isinstance(last, nn.Sequential):
             last = last[-1]
         bias = getattr(last, "bias", None)
-        if not isinstance(bias, Tensor) or bias.shape != (self.outputs,):
+        if not isinstance(bias, nn.Parameter) or bias.shape != (self.outputs,):
             raise TypeError(
                 f"net must end in a layer with a bias ({self.outputs},) for its shift to be "
                 f"changed, got {last}"
             )
-        bias[-self.dim // 2 :].add_(offset)
+        return bias[-self.dim // 2 :]
 
     def extra_repr(self) -> str:
         """The numbers that ``repr`` shows."""
@@ -138,8 +140,15 @@ class Coupling(nn.Module):
         require_finite(x, name)
         return x
 
+    def _may_write(self) -> bool:
+        """Whether the network could write on its input: one that begins linearly does not."""
+        first: nn.Module | None = self.net
+        while type(first) is nn.Sequential:
+            first = next(iter(first._modules.values()), None)
+        return not isinstance(first, nn.Linear)
+
     def _network_output(self, kept: Tensor) -> Tensor:
-        output = self.net(kept.to(self._dtype(kept.dtype), copy=self._lends_copies))
+        output = self.net(kept.to(self._dtype(kept.dtype), copy=self._may_write()))
         expected = (*kept.shape[:-1], self.outputs)
         if not isinstance(output, Tensor) or output.shape != expected:
             seen = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -234,7 +243,7 @@ class AffineCoupling(Coupling):
         )
         if not (isinstance(bound, Real) and 0 < bound < math.inf):
             raise ValueError(f"bound must be positive and finite, got {bound!r}")
-        self.bound: float = bound
+        self.bound: float = float(bound)
 
     def move(self, moved: Tensor, output: Tensor, log_abs_det: Tensor) -> tuple[Tensor, Tensor]:
         """x_2 e^s + t, and the sum of the log-scales s."""
@@ -283,7 +292,8 @@ class Scaling(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (..., D) -> (z (..., D), log |det dz/dx| (...,))."""
-        return self.stretch(self._enter(x, "x"))
+        z, log_abs_det = self.stretch(self._enter(x, "x"))
+        return z, log_abs_det.clone()  # one memory for each, so that it can be added to in place
 
     def inverse(self, z: Tensor) -> Tensor:
         """The x (..., D) that ``forward`` maps to ``z``."""

@@ -20,7 +20,7 @@ from lib.nice._coupling import (
     join,
     split,
 )
-from lib.nice._door import enter, require_finite
+from lib.nice._door import enter, noise_source, require_finite
 from lib.nice._prior import Logistic, draw_logistic, standard_logistic_log_prob
 
 __all__ = ["NICE", "FlowTransform"]
@@ -132,7 +132,8 @@ class NICE(nn.Module):
 
         Raises:
             ValueError: if there are fewer than two points, if they are not finite, or if a
-                coordinate of z is constant.
+                coordinate of z is constant or overflows; the flow is then left as it was.
+            TypeError: if the network of one of the last two couplings does not end in a bias.
         """
         x = enter(x, self.dim, self.scaling.log_scale.dtype, "x")
         require_finite(x, "x")
@@ -140,14 +141,23 @@ class NICE(nn.Module):
             raise ValueError(
                 f"x must hold two points or more, (B, {self.dim}), got {tuple(x.shape)}"
             )
-        log_scale = self.scaling.log_scale
-        for coupling in list(self.couplings)[-2:]:
+        log_scale, last = self.scaling.log_scale, list(self.couplings)[-2:]
+        shifts = [coupling.last_shift() for coupling in last]
+        before = [shift.clone() for shift in shifts]
+        for coupling, shift in zip(last, shifts, strict=True):
             mean = self(x)[0].mean(0) * (-log_scale).exp()
-            coupling.add_to_shift(-mean[0::2] if coupling.swap else -mean[1::2])
+            shift.sub_(mean[0::2] if coupling.swap else mean[1::2])
         deviation = self(x)[0].std(0, correction=0)
         rounding = 16 * torch.finfo(deviation.dtype).eps * x.abs().max() * log_scale.exp()
-        if constant := int((deviation <= rounding).sum()):
-            raise ValueError(f"{constant} coordinates of z are constant: dequantize adds the noise")
+        constant, overflown = int((deviation <= rounding).sum()), int((~deviation.isfinite()).sum())
+        if constant or overflown:
+            for shift, value in zip(shifts, before, strict=True):
+                shift.copy_(value)
+            raise ValueError(
+                f"{constant} coordinates of z are constant: dequantize adds the noise"
+                if constant
+                else f"{overflown} coordinates of z are beyond {deviation.dtype}: scale x down"
+            )
         log_scale.add_((self.prior.stddev / deviation).log())
 
     @torch.no_grad()
@@ -165,10 +175,10 @@ class NICE(nn.Module):
             )
         scale = self.scaling.log_scale
         dtype = torch.promote_types(scale.dtype, torch.float32)
-        source = scale.device if generator is None else generator.device
         draw = draw_logistic if self._prior == "logistic" else torch.randn
-        z = draw(torch.Size((n, self.dim)), dtype=dtype, device=source, generator=generator)
-        return self.inverse(temperature * z.to(scale.device))
+        source = noise_source(scale.device, generator)
+        z = draw(torch.Size((n, self.dim)), dtype=dtype, **source)
+        return self.inverse(float(temperature) * z.to(scale.device))
 
     @property
     def prior(self) -> Distribution:
@@ -257,5 +267,5 @@ class FlowTransform(Transform):
         if all(isinstance(coupling, AdditiveCoupling) for coupling in self.flow.couplings):
             log_scale = self.flow.scaling.log_scale
             x = enter(x, self.flow.dim, log_scale.dtype, "x")
-            return log_scale.to(x.dtype).sum().expand(x.shape[:-1])
+            return log_scale.to(x.dtype).sum().expand(x.shape[:-1]).clone()
         return self.flow(x)[1]

@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
-
-from lib._common import values_readable
 
 __all__ = ["OneDNNLinear"]
 
 
 def _available() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,8 +52,8 @@ class OneDNNLinear(nn.Linear):
     On processors where torch's default library misses the widest vector units this is faster at
     equal precision; elsewhere nothing is lost but the gain. Parameters, their names and the
     results (to float32 rounding) are those of ``nn.Linear``. On other devices and dtypes, inside
-    autocast, ``torch.func`` and ``torch.compile`` it *is* ``nn.Linear``, and so are its gradients
-    of gradients.
+    autocast, ``torch.func``, ``torch.compile``, ``torch.jit.trace`` and forward-mode
+    differentiation it *is* ``nn.Linear``, and so are its gradients of gradients.
 
     Use it as ``NICE(784, linear=OneDNNLinear)``.
 
@@ -69,10 +72,14 @@ class OneDNNLinear(nn.Linear):
         return super().forward(input)
 
     def _fast(self, x: Tensor) -> bool:
+        weight = self.weight
         return (
-            values_readable(x)
-            and x.device.type == self.weight.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
+            not torch.compiler.is_compiling()
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and forward_ad._current_level < 0
+            and not torch.jit.is_tracing()
+            and x.device.type == weight.device.type == "cpu"
+            and x.dtype == weight.dtype == torch.float32
             and x.dim() > 1
             and x.numel() > 0
             and x.shape[-1] == self.in_features

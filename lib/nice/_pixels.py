@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lib._common import at_least_float32, check_positive, values_readable
+from lib.nice._door import noise_source
 
 __all__ = ["bits_per_dim", "dequantize"]
 
@@ -77,8 +78,7 @@ def dequantize(
     dtype = dtype or torch.get_default_dtype()
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be float32 or float64 to hold {levels} levels, got {dtype}")
-    source = x.device if generator is None else generator.device
-    noise = torch.rand(x.shape, dtype=dtype, device=source, generator=generator).to(x.device)
+    noise = torch.rand(x.shape, dtype=dtype, **noise_source(x.device, generator)).to(x.device)
     x = x.to(dtype)
     y = (x + noise) / levels
     # where rounding has carried y over an end of its interval, take the middle
@@ -118,6 +118,7 @@ def bits_per_dim(log_prob: Nats, dim: int, levels: int = 256) -> Nats:
         log_prob = at_least_float32(log_prob, "log_prob")
         _refuse_nan(int(log_prob.isnan().sum()) if values_readable(log_prob) else 0)
     elif isinstance(log_prob, Real):
+        log_prob = float(log_prob)
         _refuse_nan(int(math.isnan(log_prob)))
     else:
         raise TypeError(f"log_prob must be a tensor or a number, got {type(log_prob).__name__}")

@@ -11,6 +11,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
 from lib._common import values_readable
+from lib.nice._door import noise_source
 
 __all__ = ["Logistic", "draw_logistic", "standard_logistic_log_prob"]
 
@@ -30,8 +31,14 @@ def draw_logistic(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw log u - log(1 - u) for uniform u, whose least value 0 counts as the next, eps / 2."""
-    u = torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    u = torch.rand(shape, dtype=dtype, **noise_source(device, generator))
     return u.clamp_(min=torch.finfo(dtype).eps / 2).logit_()
+
+
+def _as_float(value: Tensor | float) -> Tensor | float:
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        return value.to(torch.get_default_dtype())
+    return value
 
 
 class Logistic(Distribution):
@@ -43,13 +50,14 @@ class Logistic(Distribution):
     entropy 2 + log scale nats.
 
     Args:
-        loc: the mean, any shape.
+        loc: the mean, any shape; integers are cast to the default dtype.
         scale: positive, broadcast against ``loc``.
         validate_args: as in torch.distributions.
 
     Raises:
         ValueError: if ``scale`` is not positive, a value is not a real number, or a probability
             is not in [0, 1].
+        TypeError: if the probabilities are no tensor.
 
     Source: chapter `nice`, eq-nice-logistic; Dinh, Krueger and Bengio (2015).
 
@@ -71,7 +79,8 @@ class Logistic(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.loc, self.scale = broadcast_all(loc, scale)
+        # integers would cut a scale of 1.5 to 1
+        self.loc, self.scale = broadcast_all(_as_float(loc), _as_float(scale))
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @property
@@ -118,6 +127,8 @@ class Logistic(Distribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """loc + scale logit(value), for probabilities ``value``."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"value must be a tensor of probabilities, got {type(value).__name__}")
         if self._validate_args and values_readable(value):
             bad = int((~constraints.unit_interval.check(value)).sum())
             if bad:
