@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import itertools
 import math
 import pickle
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from lib.vae import VAE, gaussian_kl
+from lib.vae._weights import log_mean_exp
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
@@ -329,7 +332,14 @@ def test_compiles_whole_and_maps(validate):
     torch.testing.assert_close(compiled(x), expected)
     mapped = torch.func.vmap(lambda row: vae.elbo(row[None]).kl[0], randomness="different")(x)
     torch.testing.assert_close(mapped, vae.elbo(x).kl)
-    for ask in (vae.encoder, vae.reconstruct, vae.active_units, lambda x: vae.prior_bound(x, 2)):
+    for ask in (
+        lambda x: vae.encode(x).mean,
+        lambda x: vae.decode(x[:, :3]).log_prob(x),
+        vae.reconstruct,
+        vae.active_units,
+        lambda x: vae.prior_bound(x, 2),
+        lambda x: vae.iwae_bound(x, 5, chunk_size=2),
+    ):
         torch.compile(ask, fullgraph=True, backend="eager")(x)
 
 
@@ -890,3 +900,119 @@ def test_the_distributions_that_are_handed_out_check_what_they_are_asked(likelih
             law.log_prob(value)
     unchecked = bernoulli_vae(likelihood=likelihood, validate_args=False)
     assert unchecked.decode(torch.zeros(4, 3)).log_prob(bad).shape == (4,)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_bernoulli_densities_are_computed_in_at_least_float32(half):
+    vae = bernoulli_vae((784,))
+    x = torch.rand(4, 784, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+
+    def exact(x):
+        rho = vae.decoder(z).double().sigmoid()
+        return (x * rho.log() + (1 - x) * (1 - rho).log()).sum(1)
+
+    found = vae.decode(z).log_prob(x.to(half))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact(x.to(half).double()), rtol=1e-6, atol=0)
+    for binary in (x > 0.5, (x > 0.5).long()):
+        found = vae.decode(z).log_prob(binary)
+        torch.testing.assert_close(found.double(), exact(binary.double()), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match=r"[Vv]alue"):
+        vae.decode(z).log_prob(2 * binary)
+    double = copy.deepcopy(vae).double().decode(z).log_prob(x)
+    torch.testing.assert_close(double, exact(x.double()), rtol=1e-6, atol=0)
+
+
+def test_a_learned_variance_in_half_precision_loses_no_nats():
+    vae = bernoulli_vae((784,), likelihood="gaussian", variance="learned")
+    x = torch.rand(4, 784, generator=torch.Generator().manual_seed(0))
+    vae.log_variance.data.fill_(-3.1)
+    half = copy.deepcopy(vae).bfloat16()
+    mean = half.decoder(torch.zeros(4, 3, dtype=torch.bfloat16)).double()
+    variance = half.log_variance.double().exp()
+    expected = Normal(mean, variance.sqrt()).log_prob(x.double()).sum(1)
+    found = half.decode(torch.zeros(4, 3)).log_prob(x)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("variance", [1e39, 1e-40, Fraction(1, 3), np.float16(0.3)])
+def test_any_positive_number_is_a_variance(variance):
+    """Also one whose square root, though not itself, is an ordinary number of float32."""
+    vae = VAE(
+        Halves(6, 6),
+        lambda z: 0 * z @ torch.ones(3, 6),
+        3,
+        likelihood="gaussian",
+        variance=variance,
+    )
+    x = torch.zeros(2, 6)
+    expected = Normal(0.0, float(variance) ** 0.5).log_prob(torch.zeros(2, 6).double()).sum(1)
+    torch.testing.assert_close(vae.elbo(x).reconstruction.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("variance", [np.array([0.5, 0.5]), torch.ones(2), [1.0, 2.0], None])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_variance_for_each_pixel_is_refused(variance, likelihood):
+    with pytest.raises(ValueError, match="variance must be a positive number"):
+        bernoulli_vae(likelihood=likelihood, variance=variance)
+
+
+@pytest.mark.parametrize("bound", ["iwae_bound", "prior_bound"])
+def test_chunks_leave_nothing_behind(bound):
+    """What is kept of each chunk pins the heap between the large blocks that are freed."""
+    calls, alive = itertools.count(), {}
+    w = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+
+    def decoder(z):
+        call = next(calls)
+        if call in (2, 29):
+            alive[call] = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+        return z @ w
+
+    vae = VAE(lambda x: (x[:, :2], x[:, 2:4]), decoder, 2)
+    with torch.no_grad():
+        getattr(vae, bound)(torch.rand(3, 5), 60, chunk_size=2)
+    assert next(calls) == 30
+    assert alive[29] <= alive[2]
+
+
+@pytest.mark.parametrize("bound", ["iwae_bound", "prior_bound"])
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_many_chunks_cost_no_digits_and_have_the_same_gradient(bound, chunk_size):
+    w = torch.randn(2, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = 3 * torch.randn(4, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = torch.randn(300, 4, 2, generator=torch.Generator().manual_seed(2)).double()
+    noise = noise if bound == "iwae_bound" else noise[:, 0]
+
+    def ask(dtype, chunk_size):
+        leaf = torch.zeros(2, dtype=dtype, requires_grad=True)
+        vae = VAE(
+            lambda x: (x[:, :2] + leaf, x[:, 2:4]),
+            lambda z: z @ w.to(dtype) + leaf.sum(),
+            2,
+            likelihood="gaussian",
+        )
+        left = iter(noise.to(dtype))
+        vae._normal = lambda shape, *_: torch.stack([next(left) for _ in range(shape[0])])
+        value = getattr(vae, bound)(x.to(dtype), 300, chunk_size=chunk_size)
+        return value.double(), torch.autograd.grad(value.sum(), leaf)[0].double()
+
+    value, gradient = ask(torch.float64, None)
+    double, its = ask(torch.float64, chunk_size)
+    torch.testing.assert_close(double, value, rtol=1e-13, atol=0)
+    torch.testing.assert_close(its, gradient, rtol=1e-9, atol=1e-9)
+    single, its = ask(torch.float32, chunk_size)
+    torch.testing.assert_close(single, value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(its, gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_chunks_of_weights_thousands_of_nats_apart(order):
+    log_w = order * torch.linspace(-4000.0, 4000.0, 21)[:, None]
+    none, all_of_it = torch.full((21, 1), -math.inf), torch.full((21, 1), math.inf)
+    log_w = torch.cat([log_w, none, all_of_it], 1)
+    left = iter(log_w)
+    found = log_mean_exp(lambda n: torch.stack([next(left) for _ in range(n)]), 21, 4)
+    assert found[0].item() == pytest.approx(4000 - math.log(21))
+    assert found[1:].tolist() == [-math.inf, math.inf]

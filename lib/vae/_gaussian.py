@@ -26,7 +26,8 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
         the dtype (in float32 from a ``log_var`` of 89 on).
 
     Raises:
-        ValueError: if the shapes differ, or values are not finite (not checked while compiling).
+        ValueError: if the shapes differ, or values are not finite (not checked inside
+            ``torch.compile`` and ``torch.func``).
         TypeError: if one is not floating.
 
     Source: chapter ``vae``, eq-vae-kl; Kingma and Welling (2014), appendix B.

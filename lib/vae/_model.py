@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal, co
 from lib._common import at_least_float32, check_positive, values_readable
 from lib.vae._door import as_codes, as_images, as_posterior, ask
 from lib.vae._gaussian import divergence, log_standard_normal
+from lib.vae._weights import log_mean_exp
 
 __all__ = ["ELBO", "VAE"]
 
@@ -45,7 +46,8 @@ class VAE(nn.Module):
             parameter ``log_variance``.
         validate_args: check values (support of x, what the networks return), which reads tensors;
             by default on, unless Python runs with ``-O``. Inside ``torch.compile`` and
-            ``torch.func`` values cannot be read, and are not checked.
+            ``torch.func`` values cannot be read, and are not checked; nor does ``torch.compile``
+            take a ``generator``.
 
     Networks are called in the precision of their parameters; all else is at least float32. A
     subclass with another prior overrides ``log_prior``, and ``_draw_prior`` for what draws from it.
@@ -85,13 +87,18 @@ class VAE(nn.Module):
         check_positive(latent_dim, "latent_dim")
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f'likelihood must be "bernoulli" or "gaussian", got {likelihood!r}')
-        is_number = isinstance(variance, Real) and not isinstance(variance, bool)
-        if variance != "learned" and not (is_number and 0 < variance < math.inf):
+        if isinstance(variance, str):
+            legal = variance == "learned"
+        else:
+            is_number = isinstance(variance, Real) and not isinstance(variance, bool)
+            legal = is_number and 0 < variance < math.inf
+        if not legal:
             raise ValueError(f'variance must be a positive number or "learned", got {variance!r}')
         if likelihood == "bernoulli" and variance != 1:
             raise ValueError(f"a Bernoulli likelihood has no variance to set, got {variance!r}")
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
-        self.likelihood, self.variance = likelihood, variance
+        self.likelihood = likelihood
+        self.variance = variance if isinstance(variance, str) else float(variance)
         self.validate_args = __debug__ if validate_args is None else validate_args
         if variance == "learned":
             self.log_variance = nn.Parameter(torch.zeros(()))
@@ -170,7 +177,8 @@ class VAE(nn.Module):
         Args:
             x: (B, *event).
             k: draws per example.
-            chunk_size: draws decoded at a time, to bound the memory where no gradient is needed.
+            chunk_size: draws made and decoded at a time, all k if None: bounds the memory where no
+                gradient is needed. The same seed gives other draws in other chunks.
             generator: source of the draws.
 
         Returns:
@@ -180,11 +188,12 @@ class VAE(nn.Module):
         """
         x = self._checked(x)
         mean, log_var = self._posterior(x)
-        log_weights = []
-        for size in _chunks(k, chunk_size):
-            z, log_q = self._draw(mean, log_var, size, generator)
-            log_weights.append(self._log_likelihood(x, z) + self.log_prior(z) - log_q)
-        return torch.cat(log_weights).logsumexp(0) - math.log(k)
+
+        def log_weights(n: int) -> Tensor:
+            z, log_q = self._draw(mean, log_var, n, generator)
+            return self._log_likelihood(x, z) + self.log_prior(z) - log_q
+
+        return log_mean_exp(log_weights, k, chunk_size)
 
     def prior_bound(
         self,
@@ -204,11 +213,12 @@ class VAE(nn.Module):
         Source: chapter ``vae``, eq-vae-prior-bound.
         """
         x = self._checked(x)
-        log_likelihoods = []
-        for size in _chunks(k, chunk_size):
-            z = self._draw_prior(size, x, generator)[:, None]  # (k, 1, L)
-            log_likelihoods.append(self._log_likelihood(x, z))
-        return torch.cat(log_likelihoods).logsumexp(0) - math.log(k)
+
+        def log_likelihoods(n: int) -> Tensor:
+            z = self._draw_prior(n, x, generator)[:, None]  # (n, 1, L)
+            return self._log_likelihood(x, z)
+
+        return log_mean_exp(log_likelihoods, k, chunk_size)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Decoder means (n, *event) at ``n`` draws of the prior."""
@@ -271,9 +281,9 @@ class VAE(nn.Module):
         if self.likelihood == "bernoulli":
             return _Pixels(logits=output, validate_args=validate_args)
         if isinstance(self.variance, str):
-            deviation = (0.5 * self.log_variance).exp().to(output.dtype)
+            deviation = (0.5 * self.log_variance.to(output.dtype)).exp()
         else:
-            deviation = output.new_tensor(self.variance).sqrt()
+            deviation = output.new_tensor(math.sqrt(self.variance))
         return Normal(output, deviation, validate_args=validate_args)
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
@@ -284,8 +294,7 @@ class VAE(nn.Module):
                 f"decoder must return examples of shape {tuple(x.shape[1:])} like x, "
                 f"got {tuple(output.shape[2:])}"
             )
-        # Cross-entropy comes in the precision of x; and Independent fails on an empty batch
-        x = x.to(torch.promote_types(x.dtype, output.dtype))
+        # Not by ``decode``, whose Independent fails on an empty batch
         each = self._pixel_law(output).log_prob(x)
         log_likelihood = each.sum(tuple(range(2, each.ndim)))
         if self._may_read(log_likelihood) and not log_likelihood.isfinite().all():
@@ -328,11 +337,6 @@ class _Pixels(Bernoulli):
 
     support = constraints.unit_interval  # type: ignore[assignment]
 
-
-def _chunks(k: int, size: int | None) -> Iterator[int]:
-    """k as a sum of numbers of at most ``size``."""
-    check_positive(k, "k")
-    size = k if size is None else size
-    check_positive(size, "chunk_size")
-    for start in range(0, k, size):
-        yield min(size, k - start)
+    def log_prob(self, value: Tensor) -> Tensor:
+        # Cross-entropy comes in the precision of its target, not of the logits
+        return super().log_prob(value.to(torch.promote_types(value.dtype, self.logits.dtype)))
