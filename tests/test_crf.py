@@ -541,6 +541,45 @@ def test_a_position_far_from_0_drowns_nothing(far: float) -> None:
     torch.testing.assert_close(*(x.grad for x in slopes))
 
 
+@pytest.mark.parametrize("name", ["transitions", "start", "end"])
+def test_parameters_far_from_0_drown_nothing(name: str) -> None:
+    """What all transitions, start or end scores share changes no probability either."""
+    h, a, s, e, mask = problem(10, (3, 7, 4))
+    a[2, 1] = -INF
+    given = {"transitions": a, "start": s, "end": e}
+    flat, moved = ({**given, name: torch.where(given[name] > -INF, x, -INF)} for x in (0, 1e30))
+    near, other = (LinearChainCRF(h, **x, mask=mask) for x in (flat, moved))
+    tags = near.mode.masked_fill(~mask, 0)
+    for quantity in ("mode", "marginals", "pair_marginals"):
+        torch.testing.assert_close(getattr(other, quantity), getattr(near, quantity))
+    for method, arguments in (("log_prob", (tags,)), ("entropy", ()), ("topk", (3,))):
+        ours, theirs = (getattr(p, method)(*arguments) for p in (other, near))
+        torch.testing.assert_close(ours[-1], theirs[-1])
+    counted = mask.sum(1) - 1 if name == "transitions" else torch.ones(3)
+    torch.testing.assert_close(other.log_partition, 1e30 * counted.double())
+    torch.testing.assert_close(other.topk(1)[0][:, 0], 1e30 * counted.double())
+    torch.testing.assert_close(
+        torch.distributions.kl_divergence(other, near), torch.zeros(3).double()
+    )
+
+
+def test_scores_far_from_0_drown_nothing_where_values_are_not_checked() -> None:
+    h, a, s, e, mask = problem(11, (3, 7, 4))
+    h[:, 1] = 0.0
+    tags = torch.randint(4, (3, 7), generator=torch.Generator().manual_seed(1))
+    expected = LinearChainCRF(h, a, s, e, mask).log_prob(tags)
+    h[:, 1] = -1e30
+
+    def log_prob(h: Tensor, mask: Tensor, tags: Tensor) -> Tensor:
+        return LinearChainCRF(h, a, s, e, mask, validate_args=False).log_prob(tags)
+
+    torch.testing.assert_close(log_prob(h, mask, tags), expected)
+    rows = (x.unsqueeze(1) for x in (h, mask, tags))
+    torch.testing.assert_close(torch.func.vmap(log_prob)(*rows).squeeze(1), expected)
+    compiled = torch.compile(log_prob, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(h, mask, tags), expected)
+
+
 # --- padding, dtypes, layouts
 
 
