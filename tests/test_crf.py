@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -509,6 +512,36 @@ def test_chunked_viterbi_equals_the_k_best_recursion(
     crf = LinearChainCRF(h, a, s, e, mask)
     best, _ = crf.topk(1)
     torch.testing.assert_close(crf.score(crf.mode), best[:, 0])
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_decoding_in_a_thread_leaves_the_others_their_torch_threads(
+    in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_torch:
+        monkeypatch.setattr(viterbi, "_NUMPY_WORK", 0)
+    forward, seen = viterbi._forward, []
+
+    def elsewhere(call: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(call).result()
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(elsewhere(torch.get_num_threads))
+        return forward(*arguments)
+
+    monkeypatch.setattr(viterbi, "_forward", watched)
+    crf = LinearChainCRF(*problem(12, (4, 40, 3)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        mode = elsewhere(lambda: crf.mode)
+        seen.append(torch.get_num_threads())
+        assert torch.equal(mode, crf.mode)
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen[0] == seen[1] == seen[-1] == 3
 
 
 @pytest.mark.parametrize("far", [-1e30, 1e30, -3e12])
