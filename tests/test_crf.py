@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -253,8 +254,9 @@ def test_span_log_prob_equals_enumeration(seed: int) -> None:
 def test_span_log_prob_does_not_underflow_and_forbidden_spans_are_minus_inf() -> None:
     h = torch.zeros(2, 5, 2)
     h[:, 1:4, 1] = -500.0
-    span = LinearChainCRF(h, torch.zeros(2, 2)).span_log_prob(1, torch.ones(2, 3).long())
-    torch.testing.assert_close(span, torch.full((2,), -1500.0))
+    for start in (1, np.int64(1)):
+        span = LinearChainCRF(h, torch.zeros(2, 2)).span_log_prob(start, torch.ones(2, 3).long())
+        torch.testing.assert_close(span, torch.full((2,), -1500.0))
     a = torch.tensor([[0.0, -INF], [0.0, 0.0]])
     span = LinearChainCRF(h, a).span_log_prob(1, torch.tensor([[0, 1], [1, 0]]))
     assert span[0] == -INF

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -85,7 +87,7 @@ def check_span(start: int, tags: Tensor, mask: Tensor, num_tags: int, *, values:
     """Tags (B, L) of a span as long; ``values``: in range and within every sequence."""
     batch, length = mask.shape
     _check_integers(tags)
-    if isinstance(start, bool) or not isinstance(start, int):
+    if isinstance(start, bool) or not isinstance(start, Integral):
         raise TypeError(f"start must be an integer, got {start!r}")
     if tags.dim() != 2 or tags.shape[0] != batch or not tags.shape[1]:
         raise ValueError(f"tags must have shape (B, L), here B = {batch}, got {tuple(tags.shape)}")

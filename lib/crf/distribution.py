@@ -28,11 +28,11 @@ class LinearChainCRF(Distribution):
     All results are exact sums over all C^n sequences. They are computed in float64 - on the CPU for
     a device without it - and returned in the dtype of the scores, at least float32. Each access
     computes anew: keep what you use twice.
-    ``log_partition``, ``log_prob``, ``marginals``, ``pair_marginals``, ``entropy``,
-    ``span_log_prob`` and ``kl_divergence`` are differentiable twice, counted from log Z: log_prob
-    has first and second, marginals have first derivatives. They work under torch.func, forward mode
-    included (but for ``pair_marginals``), and under torch.compile, as single operations and without
-    their value checks; so does ``mode``; ``sample`` and ``topk`` compile into T unrolled steps.
+    ``log_partition``, ``log_prob`` and ``span_log_prob`` have first and second derivatives;
+    ``marginals``, ``pair_marginals``, ``entropy`` and ``kl_divergence``, derivatives of log Z
+    themselves, have first ones. They work under torch.func, forward mode included (but for
+    ``pair_marginals``), and under torch.compile, as single operations and without their value
+    checks; so does ``mode``; ``sample`` and ``topk`` compile into T unrolled steps.
 
     Args:
         emissions: scores h of shape (B, T, C) in nats; -inf forbids a tag at a position.
