@@ -261,6 +261,8 @@ def test_span_log_prob_does_not_underflow_and_forbidden_spans_are_minus_inf() ->
     span = LinearChainCRF(h, a).span_log_prob(1, torch.tensor([[0, 1], [1, 0]]))
     assert span[0] == -INF
     assert span[1].isfinite()
+    with pytest.raises(ValueError, match=r"tags must not be a forbidden span.* sequences \[0\]"):
+        LinearChainCRF(h.requires_grad_(), a).span_log_prob(1, torch.tensor([[0, 1], [1, 0]]))
 
 
 # --- derivatives
@@ -794,6 +796,8 @@ def test_bad_inputs_are_named() -> None:
         (ValueError, "boolean tables", lambda: CRF(3, constraints=(a, s, e))),
         (ValueError, "reduction", lambda: CRF(3).loss(h, tags, reduction="max")),
         (ValueError, "smoothing", lambda: CRF(3).init_from_counts(tags, smoothing=0.0)),
+        (ValueError, r"tags must have .* \(4,\)", lambda: CRF(3).init_from_counts(tags[0])),
+        (TypeError, "tags must be .* list", lambda: CRF(3).init_from_counts(tags.tolist())),
     ):
         with pytest.raises(error, match=message):
             call()

@@ -316,7 +316,13 @@ class LinearChainCRF(Distribution):
             other = pad(other, (0, 0, start, self.mask.shape[1] - start - tags.shape[1]))
             clamped = self._scores[0].masked_fill(other, -torch.inf)
             whole = functions.log_partition(*self._scores)
-            part = functions.log_partition(clamped, *self._scores[1:])
+            try:
+                part = functions.log_partition(clamped, *self._scores[1:])
+            except ValueError as error:
+                raise ValueError(
+                    "tags must not be a forbidden span where gradients are wanted "
+                    f"(use torch.no_grad to have -inf): {error}"
+                ) from error
             return self._returned(-_not_negative(whole - part))
         log_prob = self._span_log_prob(start, tags, *log_messages(*self._scores))
         if (log_prob == -torch.inf).any():  # forbidden, or out of reach of the scaled messages
