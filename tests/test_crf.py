@@ -578,6 +578,25 @@ def test_a_position_far_from_0_drowns_nothing(far: float) -> None:
     torch.testing.assert_close(*(x.grad for x in slopes))
 
 
+@pytest.mark.parametrize("huge", [1e4, 1e6, 1e9])
+def test_a_huge_score_that_no_path_can_take_changes_nothing(huge: float) -> None:
+    h, a, s, e, mask = problem(13, (3, 6, 4))
+    a[:, 2], s[2] = -INF, -INF  # never tag 2
+    tempting = h.clone()
+    tempting[:, 1:5, 2] = huge
+    plain, other = (LinearChainCRF(x, a, s, e, mask) for x in (h, tempting))
+    further = LinearChainCRF(0.5 * h, a, s, e, mask)
+    tolerance = {"rtol": 1e-14 * huge, "atol": 1e-14 * huge}
+    for quantity in ("log_partition", "marginals", "pair_marginals", "mode"):
+        ours, theirs = (getattr(p, quantity) for p in (other, plain))
+        torch.testing.assert_close(ours, theirs, **tolerance)
+    torch.testing.assert_close(other.entropy(), plain.entropy(), **tolerance)
+    torch.testing.assert_close(
+        kl_divergence(other, further), kl_divergence(plain, further), **tolerance
+    )
+    torch.testing.assert_close(kl_divergence(other, plain), torch.zeros(3).double(), **tolerance)
+
+
 @pytest.mark.parametrize("name", ["transitions", "start", "end"])
 def test_parameters_far_from_0_drown_nothing(name: str) -> None:
     """What all transitions, start or end scores share changes no probability either."""
