@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -250,12 +254,15 @@ def test_span_log_prob_equals_enumeration(seed: int) -> None:
 def test_span_log_prob_does_not_underflow_and_forbidden_spans_are_minus_inf() -> None:
     h = torch.zeros(2, 5, 2)
     h[:, 1:4, 1] = -500.0
-    span = LinearChainCRF(h, torch.zeros(2, 2)).span_log_prob(1, torch.ones(2, 3).long())
-    torch.testing.assert_close(span, torch.full((2,), -1500.0))
+    for start in (1, np.int64(1)):
+        span = LinearChainCRF(h, torch.zeros(2, 2)).span_log_prob(start, torch.ones(2, 3).long())
+        torch.testing.assert_close(span, torch.full((2,), -1500.0))
     a = torch.tensor([[0.0, -INF], [0.0, 0.0]])
     span = LinearChainCRF(h, a).span_log_prob(1, torch.tensor([[0, 1], [1, 0]]))
     assert span[0] == -INF
     assert span[1].isfinite()
+    with pytest.raises(ValueError, match=r"tags must not be a forbidden span.* sequences \[0\]"):
+        LinearChainCRF(h.requires_grad_(), a).span_log_prob(1, torch.tensor([[0, 1], [1, 0]]))
 
 
 # --- derivatives
@@ -511,6 +518,36 @@ def test_chunked_viterbi_equals_the_k_best_recursion(
     torch.testing.assert_close(crf.score(crf.mode), best[:, 0])
 
 
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_decoding_in_a_thread_leaves_the_others_their_torch_threads(
+    in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_torch:
+        monkeypatch.setattr(viterbi, "_NUMPY_WORK", 0)
+    forward, seen = viterbi._forward, []
+
+    def elsewhere(call: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(call).result()
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(elsewhere(torch.get_num_threads))
+        return forward(*arguments)
+
+    monkeypatch.setattr(viterbi, "_forward", watched)
+    crf = LinearChainCRF(*problem(12, (4, 40, 3)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        mode = elsewhere(lambda: crf.mode)
+        seen.append(torch.get_num_threads())
+        assert torch.equal(mode, crf.mode)
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen[0] == seen[1] == seen[-1] == 3
+
+
 @pytest.mark.parametrize("far", [-1e30, 1e30, -3e12])
 def test_a_position_far_from_0_drowns_nothing(far: float) -> None:
     """What all tags of a position share changes no probability, however large."""
@@ -539,6 +576,64 @@ def test_a_position_far_from_0_drowns_nothing(far: float) -> None:
     for x in slopes:
         LinearChainCRF(x, a, s, e, mask).log_prob(tags).sum().backward()
     torch.testing.assert_close(*(x.grad for x in slopes))
+
+
+@pytest.mark.parametrize("huge", [1e4, 1e6, 1e9])
+def test_a_huge_score_that_no_path_can_take_changes_nothing(huge: float) -> None:
+    h, a, s, e, mask = problem(13, (3, 6, 4))
+    a[:, 2], s[2] = -INF, -INF  # never tag 2
+    tempting = h.clone()
+    tempting[:, 1:5, 2] = huge
+    plain, other = (LinearChainCRF(x, a, s, e, mask) for x in (h, tempting))
+    further = LinearChainCRF(0.5 * h, a, s, e, mask)
+    tolerance = {"rtol": 1e-14 * huge, "atol": 1e-14 * huge}
+    for quantity in ("log_partition", "marginals", "pair_marginals", "mode"):
+        ours, theirs = (getattr(p, quantity) for p in (other, plain))
+        torch.testing.assert_close(ours, theirs, **tolerance)
+    torch.testing.assert_close(other.entropy(), plain.entropy(), **tolerance)
+    torch.testing.assert_close(
+        kl_divergence(other, further), kl_divergence(plain, further), **tolerance
+    )
+    torch.testing.assert_close(kl_divergence(other, plain), torch.zeros(3).double(), **tolerance)
+
+
+@pytest.mark.parametrize("name", ["transitions", "start", "end"])
+def test_parameters_far_from_0_drown_nothing(name: str) -> None:
+    """What all transitions, start or end scores share changes no probability either."""
+    h, a, s, e, mask = problem(10, (3, 7, 4))
+    a[2, 1] = -INF
+    given = {"transitions": a, "start": s, "end": e}
+    flat, moved = ({**given, name: torch.where(given[name] > -INF, x, -INF)} for x in (0, 1e30))
+    near, other = (LinearChainCRF(h, **x, mask=mask) for x in (flat, moved))
+    tags = near.mode.masked_fill(~mask, 0)
+    for quantity in ("mode", "marginals", "pair_marginals"):
+        torch.testing.assert_close(getattr(other, quantity), getattr(near, quantity))
+    for method, arguments in (("log_prob", (tags,)), ("entropy", ()), ("topk", (3,))):
+        ours, theirs = (getattr(p, method)(*arguments) for p in (other, near))
+        torch.testing.assert_close(ours[-1], theirs[-1])
+    counted = mask.sum(1) - 1 if name == "transitions" else torch.ones(3)
+    torch.testing.assert_close(other.log_partition, 1e30 * counted.double())
+    torch.testing.assert_close(other.topk(1)[0][:, 0], 1e30 * counted.double())
+    torch.testing.assert_close(
+        torch.distributions.kl_divergence(other, near), torch.zeros(3).double()
+    )
+
+
+def test_scores_far_from_0_drown_nothing_where_values_are_not_checked() -> None:
+    h, a, s, e, mask = problem(11, (3, 7, 4))
+    h[:, 1] = 0.0
+    tags = torch.randint(4, (3, 7), generator=torch.Generator().manual_seed(1))
+    expected = LinearChainCRF(h, a, s, e, mask).log_prob(tags)
+    h[:, 1] = -1e30
+
+    def log_prob(h: Tensor, mask: Tensor, tags: Tensor) -> Tensor:
+        return LinearChainCRF(h, a, s, e, mask, validate_args=False).log_prob(tags)
+
+    torch.testing.assert_close(log_prob(h, mask, tags), expected)
+    rows = (x.unsqueeze(1) for x in (h, mask, tags))
+    torch.testing.assert_close(torch.func.vmap(log_prob)(*rows).squeeze(1), expected)
+    compiled = torch.compile(log_prob, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(h, mask, tags), expected)
 
 
 # --- padding, dtypes, layouts
@@ -720,6 +815,8 @@ def test_bad_inputs_are_named() -> None:
         (ValueError, "boolean tables", lambda: CRF(3, constraints=(a, s, e))),
         (ValueError, "reduction", lambda: CRF(3).loss(h, tags, reduction="max")),
         (ValueError, "smoothing", lambda: CRF(3).init_from_counts(tags, smoothing=0.0)),
+        (ValueError, r"tags must have .* \(4,\)", lambda: CRF(3).init_from_counts(tags[0])),
+        (TypeError, "tags must be .* list", lambda: CRF(3).init_from_counts(tags.tolist())),
     ):
         with pytest.raises(error, match=message):
             call()

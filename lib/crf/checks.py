@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
-__all__ = ["check_emissions", "check_mask", "check_scores", "check_span", "check_tags"]
+__all__ = ["check_mask", "check_scores", "check_span", "check_tags"]
 
 _FAR = 1e8  # beside it float64 still has eight digits behind the point
 
@@ -21,14 +23,29 @@ def check_mask(mask: Tensor) -> None:
         )
 
 
-def check_scores(scores: Tensor, name: str, mask: Tensor | None = None) -> float:
-    """Refuse NaN and +inf; return the largest distance from 0, padding included."""
+def check_scores(
+    scores: Tensor, name: str, mask: Tensor | None = None, *, values: bool = True
+) -> bool:
+    """Whether the largest score, in emissions of a position, is so far from 0 that sums are lossy.
+
+    ``values``: refuse NaN and +inf, but for padding.
+    """
     scores = scores.detach()
     if not scores.numel():
-        return 0.0
+        return False
     low, high = (extreme.item() for extreme in scores.aminmax())
-    if high < torch.inf:
-        return max(-low, high)
+    if values and not high < torch.inf:
+        _refuse_infinite(scores, name, mask)
+    if mask is None:
+        return abs(high) > _FAR and abs(high) < torch.inf
+    if low >= -_FAR and high <= _FAR:
+        return False
+    best = scores.amax(2)
+    return bool(((best.abs() > _FAR) & best.isfinite() & mask).any())
+
+
+def _refuse_infinite(scores: Tensor, name: str, mask: Tensor | None) -> None:
+    """Refuse NaN and +inf, but for padding."""
     bad = ~(scores < torch.inf)
     if mask is not None:
         bad &= mask.unsqueeze(2)
@@ -36,15 +53,6 @@ def check_scores(scores: Tensor, name: str, mask: Tensor | None = None) -> float
         place = bad.nonzero()[0].tolist()
         seen = scores[tuple(place)].item()
         raise ValueError(f"{name} must hold numbers below inf, got {seen} at {place}")
-    return torch.inf
-
-
-def check_emissions(emissions: Tensor, mask: Tensor) -> bool:
-    """Refuse NaN and +inf; say whether all tags of a position are far from 0, and sums lossy."""
-    if check_scores(emissions, "emissions", mask) <= _FAR:
-        return False
-    best = emissions.detach().amax(2)
-    return bool(((best.abs() > _FAR) & (best > -torch.inf) & mask).any())
 
 
 def _check_integers(tags: Tensor) -> None:
@@ -79,7 +87,7 @@ def check_span(start: int, tags: Tensor, mask: Tensor, num_tags: int, *, values:
     """Tags (B, L) of a span as long; ``values``: in range and within every sequence."""
     batch, length = mask.shape
     _check_integers(tags)
-    if isinstance(start, bool) or not isinstance(start, int):
+    if isinstance(start, bool) or not isinstance(start, Integral):
         raise TypeError(f"start must be an integer, got {start!r}")
     if tags.dim() != 2 or tags.shape[0] != batch or not tags.shape[1]:
         raise ValueError(f"tags must have shape (B, L), here B = {batch}, got {tuple(tags.shape)}")

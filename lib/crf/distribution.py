@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from lib._common import at_least_float32, bool_mask, check_positive
 from lib.crf import functions
-from lib.crf.checks import check_emissions, check_mask, check_scores, check_span, check_tags
+from lib.crf.checks import check_mask, check_scores, check_span, check_tags
 from lib.crf.inference import exact_log_messages, log_messages, path_score
 from lib.crf.semiring import Chain, best_paths, logsumexp, trace
 
@@ -28,11 +28,11 @@ class LinearChainCRF(Distribution):
     All results are exact sums over all C^n sequences. They are computed in float64 - on the CPU for
     a device without it - and returned in the dtype of the scores, at least float32. Each access
     computes anew: keep what you use twice.
-    ``log_partition``, ``log_prob``, ``marginals``, ``pair_marginals``, ``entropy``,
-    ``span_log_prob`` and ``kl_divergence`` are differentiable twice, counted from log Z: log_prob
-    has first and second, marginals have first derivatives. They work under torch.func, forward mode
-    included (but for ``pair_marginals``), and under torch.compile, as single operations and without
-    their value checks; so does ``mode``; ``sample`` and ``topk`` compile into T unrolled steps.
+    ``log_partition``, ``log_prob`` and ``span_log_prob`` have first and second derivatives;
+    ``marginals``, ``pair_marginals``, ``entropy`` and ``kl_divergence``, derivatives of log Z
+    themselves, have first ones. They work under torch.func, forward mode included (but for
+    ``pair_marginals``), and under torch.compile, as single operations and without their value
+    checks; so does ``mode``; ``sample`` and ``topk`` compile into T unrolled steps.
 
     Args:
         emissions: scores h of shape (B, T, C) in nats; -inf forbids a tag at a position.
@@ -116,12 +116,9 @@ class LinearChainCRF(Distribution):
         )
         super().__init__(torch.Size([batch]), torch.Size([length]), validate_args=False)
         self._validate_args = validate_args is not False
-        self._far = False
         if self._readable:
             check_mask(self.mask)
-            self._far = check_emissions(self.emissions, self.mask)
-            for name in ("transitions", "start", "end"):
-                check_scores(getattr(self, name), name)
+        self._far = functions.transformed() or self._check_scores()
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
@@ -131,6 +128,17 @@ class LinearChainCRF(Distribution):
     @property
     def _given(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.emissions, self.transitions, self.start, self.end, self.mask
+
+    def _check_scores(self) -> bool:
+        """Refuse bad scores if that is wanted; say whether some are far from 0."""
+        emissions, transitions, start, end, mask = self._given
+        far = [
+            check_scores(emissions, "emissions", mask, values=self._validate_args),
+            check_scores(transitions, "transitions", values=self._validate_args),
+            check_scores(start, "start", values=self._validate_args),
+            check_scores(end, "end", values=self._validate_args),
+        ]
+        return any(far)
 
     @property
     def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -171,7 +179,7 @@ class LinearChainCRF(Distribution):
     @property
     def log_partition(self) -> Tensor:
         """log Z in nats, (B,). Source: chapter ``crf``, eq-crf-recursion."""
-        return self._returned(functions.log_partition(*self._given))
+        return self._returned(self._add_tops(functions.log_partition(*self._scores)))
 
     def _checked(self, tags: Tensor) -> Tensor:
         return check_tags(tags, self.mask, len(self.start), values=self._readable)
@@ -221,16 +229,24 @@ class LinearChainCRF(Distribution):
         """
         return self._returned(functions.PairMarginals.apply(*self._scores))
 
-    def _top(self) -> Tensor:
-        """The largest emission at each position (B, T, 1) in float64, 0 if all are -inf."""
-        top = self.emissions.detach().amax(2, keepdim=True)
-        return torch.where(top == -torch.inf, 0, top).double()
+    def _tops(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The largest emission at each position (B, T, 1), transition, start and end score."""
+        h, a, s, e = self._given[:4]
+        return _top(h, 2), _top(a, (0, 1)), _top(s, 0), _top(e, 0)
 
     def _centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Scores in float64 with a largest emission of 0: the same distribution, more digits."""
-        emissions, transitions, start, end, mask = self._given
-        emissions = emissions.double() - self._top()
-        return emissions, transitions.double(), start.double(), end.double(), mask
+        """Scores in float64 whose largest are 0: the same distribution, more digits."""
+        h, a, s, e = (x.double() - top for x, top in zip(self._given, self._tops(), strict=False))
+        return h, a, s, e, self.mask
+
+    def _add_tops(self, values: Tensor) -> Tensor:
+        """Scores (B, ...) of paths with what ``_scores`` have left out of them."""
+        if not self._far:
+            return values
+        emission, transition, start, end = self._tops()
+        total = torch.where(self.mask, emission.squeeze(2), 0).sum(1) + start + end
+        total = total + (self.mask.sum(1) - 1) * transition.squeeze()
+        return (values.mT + total).mT if values.dim() > 1 else values + total
 
     def entropy(self) -> Tensor:
         """H(p) = log Z - E[score] in nats, (B,). Source: chapter ``crf``, eq-crf-entropy."""
@@ -261,9 +277,7 @@ class LinearChainCRF(Distribution):
         check_positive(k, "k")
         with torch.no_grad():
             scores, tags = best_paths(Chain.extend(*self._scores), k)
-            if self._far:
-                scores = scores + self._top().squeeze(2).where(self.mask, 0).sum(1, keepdim=True)
-        return self._returned(scores), tags.to(self.device)
+        return self._returned(self._add_tops(scores)), tags.to(self.device)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Exact samples (*sample_shape, B, T), -1 in the padding: filter forwards, draw backwards.
@@ -302,7 +316,13 @@ class LinearChainCRF(Distribution):
             other = pad(other, (0, 0, start, self.mask.shape[1] - start - tags.shape[1]))
             clamped = self._scores[0].masked_fill(other, -torch.inf)
             whole = functions.log_partition(*self._scores)
-            part = functions.log_partition(clamped, *self._scores[1:])
+            try:
+                part = functions.log_partition(clamped, *self._scores[1:])
+            except ValueError as error:
+                raise ValueError(
+                    "tags must not be a forbidden span where gradients are wanted "
+                    f"(use torch.no_grad to have -inf): {error}"
+                ) from error
             return self._returned(-_not_negative(whole - part))
         log_prob = self._span_log_prob(start, tags, *log_messages(*self._scores))
         if (log_prob == -torch.inf).any():  # forbidden, or out of reach of the scaled messages
@@ -320,6 +340,12 @@ class LinearChainCRF(Distribution):
         moves = torch.where(total == -torch.inf, total, moves - total)
         factors = torch.cat([first.unsqueeze(0), moves])
         return factors.gather(2, tags.T.unsqueeze(2)).squeeze(2).sum(0)
+
+
+def _top(scores: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """The largest score in float64, 0 if all are -inf, without a derivative."""
+    top = scores.detach().amax(dim, keepdim=True)
+    return torch.where(top == -torch.inf, 0, top).double()
 
 
 def _not_negative(values: Tensor) -> Tensor:

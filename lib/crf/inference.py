@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lib.crf import scaled
-from lib.crf.semiring import Chain, backward, forward, logsumexp
+from lib.crf.semiring import Chain, backward, forward
 
 __all__ = [
     "covariance",
@@ -74,17 +74,29 @@ def log_partition(*scores: Tensor) -> Tensor:
     return log_z
 
 
+def _softmax(scores: Tensor, dim: int) -> Tensor:
+    """Softmax; 0 where all scores are -inf."""
+    top = scores.amax(dim, keepdim=True)
+    weights = (scores - torch.where(top == -torch.inf, 0, top)).exp()
+    total = weights.sum(dim, keepdim=True)
+    return weights / torch.where(total == 0, 1, total)
+
+
 def _log_expectations(*scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log Z (B,), p(y_t = k) (N, B, K) and expected transitions (B, K, K), in log space."""
+    """log Z (B,), p(y_t = k) (N, B, K) and expected transitions (B, K, K), in log space.
+
+    Each time is normalised by itself: of a large log Z, exp would make its rounding a factor.
+    """
     chain = Chain.extend(*scores)
     before, behind = forward(chain), backward(chain)
     log_z = before[-1, :, -1]
     _check_paths(log_z)
-    after, ahead = before + chain.emissions, behind + chain.emissions - log_z.unsqueeze(1)
+    after, ahead = before + chain.emissions, behind + chain.emissions
     edges = torch.zeros_like(chain.transitions).repeat(len(log_z), 1, 1)
     for here, there in zip(after[:-1], ahead[1:], strict=True):
-        edges += (here.unsqueeze(2) + chain.transitions + there.unsqueeze(1)).exp()
-    return log_z + chain.offset, (before + ahead).exp(), edges
+        moves = here.unsqueeze(2) + chain.transitions + there.unsqueeze(1)
+        edges += _softmax(moves.flatten(1), 1).view_as(moves)
+    return log_z + chain.offset, _softmax(before + ahead, 2), edges
 
 
 def _subtract_path(
@@ -134,12 +146,6 @@ def expectations(
         _subtract_path(scores, tags, log_z, node, edges)
     marginals = torch.empty_like(emissions, memory_format=torch.contiguous_format)
     return log_z, marginals.copy_(node[:-1, :, :-1].transpose(0, 1)), edges
-
-
-def _softmax(scores: Tensor, dim: int) -> Tensor:
-    """Softmax; 0 where all scores are -inf."""
-    total = logsumexp(scores, dim).unsqueeze(dim)
-    return (scores - torch.where(total == -torch.inf, 0, total)).exp()
 
 
 def pair_marginals(*scores: Tensor) -> Tensor:

@@ -129,10 +129,15 @@ class CRF(nn.Module):
             smoothing: added to every count, above 0 and finite.
 
         Raises:
+            TypeError: if ``tags`` are not integers.
             ValueError: if ``smoothing`` is not above 0 and finite or ``tags`` do not fit.
         """
         if not 0 < smoothing < torch.inf:
             raise ValueError(f"smoothing must be above 0 and finite, got {smoothing}")
+        if not isinstance(tags, Tensor):
+            raise TypeError(f"tags must be a tensor of integers, got {type(tags).__name__}")
+        if tags.dim() != 2 or not tags.shape[1]:
+            raise ValueError(f"tags must have shape (B, T), got {tuple(tags.shape)}")
         zeros = torch.zeros(*tags.shape, self.num_tags, device=tags.device)
         free = zeros.new_zeros(self.num_tags, requires_grad=True)
         moves = zeros.new_zeros(self.num_tags, self.num_tags, requires_grad=True)

@@ -14,8 +14,9 @@ convergence".
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,18 +70,25 @@ def _scores(
         work = empty((tags, columns, tags)).swapaxes(1, 2)
     else:
         h, work = empty((steps, tags, columns)), empty((tags, tags, columns))
-    with _one_thread(device.type == "cpu" and columns * tags**2 < _THREADED_WORK):
+    few = device.type == "cpu" and columns * tags**2 < _THREADED_WORK
+    with _one_thread() if few and not in_numpy else nullcontext():
         _fill(h.reshape(steps, tags, chunks, batch), emissions, mask)
         after = _forward(h, kernel, start, work, batch)
     return after if in_numpy else after.cpu().numpy()
 
 
 @contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """One torch thread if ``wanted``, and then as many as before."""
+def _one_thread() -> Iterator[None]:
+    """One torch thread, and then as many as before.
+
+    From the main thread alone: the number is the process's, and callers side by side would restore
+    what they read from each other.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     threads = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
