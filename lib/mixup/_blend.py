@@ -28,6 +28,8 @@ Pairing = Literal["random", "halves"]
 # Bytes mixed at a time in place on a CPU: enough to hide a call's overhead, few enough for a cache
 _CHUNK = 1 << 20
 
+_NUMBERS = (float, int, Real, Tensor)  # a union would be built anew in every call
+
 
 def is_plain(x: Tensor) -> bool:
     """Whether x has numbers to read and memory to write: no autograd, no transform, no tracing."""
@@ -45,7 +47,7 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 def draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
     """Draws of Beta(alpha, alpha), (n,), in double precision."""
-    if not isinstance(alpha, float | int | Real | Tensor):
+    if not isinstance(alpha, _NUMBERS):
         raise TypeError(f"alpha must be a number, got {alpha!r}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number of at least 0, got {alpha}")

@@ -192,8 +192,9 @@ def _check_labels(y: Tensor, num_classes: int | None) -> None:
         )
     if y.is_floating_point() or y.is_meta or y.numel() == 0 or not is_plain(y):
         return
-    seen = y.long() if classes else y  # torch orders no unsigned integers but bytes
-    low, high = (bound.item() for bound in seen.aminmax())
+    if classes and y.dtype != torch.int64:
+        y = y.long()  # torch orders no unsigned integers but bytes
+    low, high = (bound.item() for bound in y.aminmax())
     if classes and num_classes is not None and not 0 <= low <= high < num_classes:
         raise ValueError(f"y must hold classes in [0, {num_classes}), got {low} to {high}")
     if not classes and not 0 <= low <= high <= 1:
