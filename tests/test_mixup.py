@@ -198,6 +198,7 @@ def test_labels_are_mixed_with_the_lambda_and_the_partner_of_x(n, pairing, per_s
     targets = {
         "classes": (y, one_hot(y, 4).double()),
         "classes in int32": (y.int(), one_hot(y, 4).double()),
+        "classes in uint16": (y.to(torch.uint16), one_hot(y, 4).double()),
         "soft": (examples(n, 4).softmax(1), examples(n, 4).softmax(1)),
         "multi-hot": ((examples(n, 4) > 0).long(), (examples(n, 4) > 0).double()),
         "multi-hot bool": (examples(n, 4) > 0, (examples(n, 4) > 0).double()),
@@ -401,6 +402,20 @@ def test_out_may_overlap_x(pairing):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("function", [mixup, sample_pairing])
+@pytest.mark.parametrize("start", range(7))
+def test_out_may_overlap_x_in_an_array_that_torch_does_not_own(function, pairing, start):
+    """Each from_numpy makes a storage of its own, whatever memory it shares with others."""
+    pytest.importorskip("numpy")
+    array = examples(12, 4).numpy()
+    x, out = torch.from_numpy(array[3:9]), torch.from_numpy(array[start : start + 6])
+    y = examples(6)
+    expected, _ = function(x.clone(), y, pairing=pairing, generator=generator(25))
+    result, _ = function(x, y, pairing=pairing, out=out, generator=generator(25))
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
 def test_out_may_be_the_memory_of_x_read_with_the_other_sign(pairing):
     numbers = torch.complex(examples(6, 4), examples(6, 4, seed=1))
     x, mirrored = numbers.imag, numbers.conj().imag
@@ -417,6 +432,20 @@ def test_an_autoencoder_may_mix_x_with_itself_in_place(pairing, n):
     mixed, target = mixup(x, x, pairing=pairing, out=x, generator=generator(26))
     torch.testing.assert_close(mixed, expected)
     torch.testing.assert_close(target, expected)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("n", [6, 7])
+def test_an_autoencoder_keeps_its_targets_when_pairs_are_made_in_place(pairing, n):
+    x = examples(n, 5)
+    expected, _ = sample_pairing(x, x, pairing=pairing, generator=generator(26))
+    for target in (lambda inside: inside, lambda inside: inside.view(n, 5), lambda inside: x[:]):
+        inside = x.clone()
+        mixed, kept = sample_pairing(
+            inside, target(inside), pairing=pairing, out=inside, generator=generator(26)
+        )
+        torch.testing.assert_close(mixed, expected)
+        assert torch.equal(kept, x)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -599,6 +628,13 @@ def test_cutmix_asks_nothing_of_double_precision_on_the_device_of_x():
     assert set(seen) == {torch.float32}
 
 
+@pytest.mark.parametrize("function", [mixup, cutmix])
+def test_classes_without_numbers_have_shapes(function):
+    x, y = torch.zeros(4, 3, 8, 8, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
+    mixed, soft = function(x, y, num_classes=5)
+    assert (mixed.shape, soft.shape, soft.device) == (x.shape, (4, 5), x.device)
+
+
 def test_cutmix_takes_more_axes_and_reaches_the_corners():
     x = torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 6, 6)
     source, hit = generator(42), torch.zeros(6, 6)
@@ -679,6 +715,13 @@ def test_collate_survives_pickling_and_spawned_workers():
     assert len(set(epoch(toss(2, collate, num_workers=1, multiprocessing_context="spawn")))) == 12
 
 
+def test_a_worker_refuses_a_buffer_that_its_next_batch_would_overwrite():
+    shared = MixupCollate(pairing="halves", out=torch.empty(2, dtype=torch.float64))
+    assert len(epoch(toss(2, shared))) == 12
+    with pytest.raises(ValueError, match="out must be None in a worker"):
+        epoch(toss(2, shared, num_workers=1))
+
+
 def test_collate_needs_pairs():
     with pytest.raises(ValueError, match=r"collate to a pair \(x, y\), got Tensor"):
         MixupCollate(3)([torch.zeros(2), torch.ones(2)])
@@ -719,6 +762,10 @@ X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])
         (X, Y, {"alpha": -0.1}, ValueError, "alpha must be a finite number.*got -0.1"),
         (X, Y, {"alpha": float("nan")}, ValueError, "alpha.*got nan"),
         (X, Y, {"alpha": float("inf")}, ValueError, "alpha.*got inf"),
+        (X, Y, {"alpha": None}, TypeError, "alpha must be a number, got None"),
+        (X, Y, {"alpha": "0.2"}, TypeError, "alpha must be a number, got '0.2'"),
+        (X, Y, {"alpha": (0.2, 0.2)}, TypeError, r"alpha must be a number, got \(0.2, 0.2\)"),
+        (X, Y.to(torch.uint32), {"num_classes": 2}, ValueError, r"classes in \[0, 2\), got 0 to 2"),
         (X, Y, {"pairing": "thirds"}, ValueError, 'pairing must be "random" or "halves".*thirds'),
         (X.numpy(), Y, {}, TypeError, "x and y must be tensors, got ndarray and Tensor"),
         (X, [0, 1, 2, 0], {}, TypeError, "x and y must be tensors, got Tensor and list"),

@@ -57,6 +57,17 @@ def test_each_network_is_a_perceptron_and_seeds_start_alike(examples):
     assert not torch.equal(scores[0], scores[1])
 
 
+@pytest.mark.parametrize("sizes", [[6, 5, 7, 4], [6, 4, 4], [5, 5]])
+def test_only_the_last_layer_starts_at_half_of_he(sizes):
+    """Also where a hidden layer is as wide as the output."""
+    networks = Networks(1, 2, sizes, torch.Generator().manual_seed(2))
+    draws = torch.Generator().manual_seed(2)
+    for i, weight in enumerate(networks.weights):
+        scale = (2 / sizes[i]) ** 0.5 / (2 if i == len(sizes) - 2 else 1)
+        expected = scale * torch.randn(2, sizes[i], sizes[i + 1], generator=draws)
+        torch.testing.assert_close(weight.detach(), expected)
+
+
 def test_training_is_that_of_one_network_alone(examples):
     x, y = examples
     options = {"epochs": 4, "hidden": (5,), "batch_size": 10, "lr": 0.01}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -19,12 +20,15 @@ __all__ = [
     "mix",
     "mix_labels",
     "partners",
+    "share_memory",
 ]
 
 Pairing = Literal["random", "halves"]
 
 # Bytes mixed at a time in place on a CPU: enough to hide a call's overhead, few enough for a cache
 _CHUNK = 1 << 20
+
+_NUMBERS = (float, int, Real, Tensor)  # a union would be built anew in every call
 
 
 def is_plain(x: Tensor) -> bool:
@@ -34,8 +38,17 @@ def is_plain(x: Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the storages of a and b overlap: one array can lie under many (``from_numpy``)."""
+    first, second = a.untyped_storage(), b.untyped_storage()
+    start, other = first.data_ptr(), second.data_ptr()
+    return start < other + second.nbytes() and other < start + first.nbytes()
+
+
 def draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor:
     """Draws of Beta(alpha, alpha), (n,), in double precision."""
+    if not isinstance(alpha, _NUMBERS):
+        raise TypeError(f"alpha must be a number, got {alpha!r}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number of at least 0, got {alpha}")
     device = "cpu" if generator is None else generator.device
@@ -96,7 +109,7 @@ def mix(x: Tensor, weight: Tensor, partner: Tensor | None, out: Tensor | None = 
         share = share.reshape(-1, *[1] * (x.ndim - 1))
     if out is None and not is_plain(x):
         return torch.lerp(partners(x, partner), x, share)
-    if out is not None and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+    if out is not None and share_memory(x, out):
         same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
         if same and out.is_neg() == x.is_neg() and partner is None:
             _mix_halves_in_place(x, share)

@@ -33,7 +33,8 @@ class MixupCollate:
         **options: passed on to ``transform``, such as ``alpha=0.2`` or ``pairing="halves"``.
 
     Raises:
-        ValueError: when called, if the samples do not collate to a pair (x, y).
+        ValueError: when called, if the samples do not collate to a pair (x, y); in a worker, if
+            there is a buffer ``out``, which its next batch would overwrite before this one is read.
 
     >>> data = [(torch.full((3,), float(i)), i % 2) for i in range(8)]
     >>> loader = torch.utils.data.DataLoader(data, batch_size=4, collate_fn=MixupCollate(2))
@@ -73,6 +74,8 @@ class MixupCollate:
         info = get_worker_info()
         if info is None:
             return self.generator
+        if self.options.get("out") is not None:
+            raise ValueError("out must be None in a worker process, got a tensor")
         # A copy of the parent's generator would draw the same numbers in every worker
         if self._worker is None or self._worker[0] != info.seed:
             self._worker = info.seed, torch.Generator().manual_seed(info.seed ^ _OWN_STREAM)

@@ -15,6 +15,7 @@ from lib.mixup._blend import (
     mix,
     mix_labels,
     partners,
+    share_memory,
 )
 
 __all__ = ["cutmix", "mixup", "sample_pairing"]
@@ -40,7 +41,7 @@ def mixup(
     where ``generator`` and ``out`` are None, but then class numbers are not checked.
 
     Args:
-        x: (B, ...), floating point and finite: an infinite entry makes its mixtures NaN.
+        x: (B, ...), floating point; entries and their differences finite, or mixtures are not.
         y: (B,) integer classes, which need ``num_classes``; (B, C) multi-hot, of 0 and 1; or
             floating-point labels or targets (B, ...), which mix as they are.
         alpha: of the Beta law; 1 is uniform, 0 leaves everything unmixed.
@@ -88,7 +89,8 @@ def sample_pairing(
 ) -> tuple[Tensor, Tensor]:
     """Average every example with a partner and keep its own label: x'_i = (x_i + x_j) / 2.
 
-    Arguments, errors and the mixed x as in ``mixup``; the labels come back as they are.
+    Arguments, errors and the mixed x as in ``mixup``; the labels come back as they are, even where
+    ``out`` is written over them.
 
     Source: chapter ``mixup``, eq-mixup-sample-pairing; Inoue (2018).
 
@@ -98,6 +100,8 @@ def sample_pairing(
     """
     _check_batch(x, y, out)
     half = torch.full((1,), 0.5, device=x.device)
+    if out is not None and share_memory(y, out):
+        y = y.clone()
     return mix(x, half, draw_partner(x, pairing, generator), out), y
 
 
@@ -186,8 +190,10 @@ def _check_labels(y: Tensor, num_classes: int | None) -> None:
             f"y must be classes (B,) or labels (B, {num_classes}) where num_classes={num_classes}, "
             f"got {y.dtype} of shape {tuple(y.shape)}"
         )
-    if y.is_floating_point() or y.numel() == 0 or not is_plain(y):
+    if y.is_floating_point() or y.is_meta or y.numel() == 0 or not is_plain(y):
         return
+    if classes and y.dtype != torch.int64:
+        y = y.long()  # torch orders no unsigned integers but bytes
     low, high = (bound.item() for bound in y.aminmax())
     if classes and num_classes is not None and not 0 <= low <= high < num_classes:
         raise ValueError(f"y must hold classes in [0, {num_classes}), got {low} to {high}")
