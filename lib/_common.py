@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ __all__ = [
     "bool_mask",
     "check_positive",
     "no_autocast",
+    "noise_source",
     "reduce_loss",
     "values_readable",
 ]
@@ -58,6 +59,16 @@ def check_positive(value: int, name: str) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def noise_source(device: torch.device, generator: torch.Generator | None) -> dict[str, Any]:
+    """Options for torch.rand: where to draw and from what.
+
+    ``generator=None`` is left out, since torch.compile refuses it once the shape is dynamic.
+    """
+    if generator is None:
+        return {"device": device}
+    return {"device": generator.device, "generator": generator}
 
 
 def reduce_loss(values: Tensor, reduction: Reduction) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib._common import at_least_float32, check_positive
+from lib._common import at_least_float32, check_positive, noise_source
 from lib.vae import VAE
 from lib.vae._door import ask
 
@@ -180,9 +180,8 @@ class ClusterVAE(VAE):
         self, n: int, like: Tensor, generator: torch.Generator | None, cluster: int | None = None
     ) -> Tensor:
         if cluster is None:
-            y = torch.randint(
-                self.num_clusters, (n,), generator=generator, device=self.means.device
-            )
+            source = noise_source(self.means.device, generator)
+            y = torch.randint(self.num_clusters, (n,), **source).to(self.means.device)
         else:
             y = torch.full((n,), int(cluster), device=self.means.device)
         return self.means[y] + self._normal((n,), self.means, generator)

@@ -339,8 +339,12 @@ def test_compiles_whole_and_maps(validate):
         vae.active_units,
         lambda x: vae.prior_bound(x, 2),
         lambda x: vae.iwae_bound(x, 5, chunk_size=2),
+        lambda x: vae.elbo(x).value,
+        lambda x: vae.sample(len(x)),
     ):
-        torch.compile(ask, fullgraph=True, backend="eager")(x)
+        compiled = torch.compile(ask, fullgraph=True, backend="eager")
+        for batch in (x, x[:3], x[:2]):  # from the second size on, sizes are symbols
+            assert len(compiled(batch)) == len(ask(batch))
 
 
 def test_gradients_example_by_example():

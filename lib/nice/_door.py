@@ -1,15 +1,13 @@
-"""The door of the package: which tensors enter a flow, which do not, and where noise is drawn."""
+"""The door of the package: which tensors may enter a flow, and which are turned away."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib._common import check_positive, values_readable
 
-__all__ = ["check_even", "enter", "noise_source", "require_finite"]
+__all__ = ["check_even", "enter", "require_finite"]
 
 
 def check_even(dim: int) -> None:
@@ -44,16 +42,6 @@ def enter(x: Tensor, dim: int, dtype: torch.dtype, name: str) -> Tensor:
             f"so that no precision is lost without a word"
         )
     return x.to(work)
-
-
-def noise_source(device: torch.device, generator: torch.Generator | None) -> dict[str, Any]:
-    """Options for torch.rand: where to draw and from what.
-
-    ``generator=None`` is left out, since torch.compile refuses it once the shape is dynamic.
-    """
-    if generator is None:
-        return {"device": device}
-    return {"device": generator.device, "generator": generator}
 
 
 def require_finite(x: Tensor, name: str) -> None:

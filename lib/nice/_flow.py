@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, Transform, constraints
 
-from lib._common import check_positive
+from lib._common import check_positive, noise_source
 from lib.nice._coupling import (
     AdditiveCoupling,
     AffineCoupling,
@@ -20,7 +20,7 @@ from lib.nice._coupling import (
     join,
     split,
 )
-from lib.nice._door import enter, noise_source, require_finite
+from lib.nice._door import enter, require_finite
 from lib.nice._prior import Logistic, draw_logistic, standard_logistic_log_prob
 
 __all__ = ["NICE", "FlowTransform"]

@@ -9,8 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lib._common import at_least_float32, check_positive, values_readable
-from lib.nice._door import noise_source
+from lib._common import at_least_float32, check_positive, noise_source, values_readable
 
 __all__ = ["bits_per_dim", "dequantize"]
 

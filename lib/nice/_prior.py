@@ -10,8 +10,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
-from lib._common import values_readable
-from lib.nice._door import noise_source
+from lib._common import noise_source, values_readable
 
 __all__ = ["Logistic", "draw_logistic", "standard_logistic_log_prob"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 
-from lib._common import at_least_float32, check_positive, values_readable
+from lib._common import at_least_float32, check_positive, noise_source, values_readable
 from lib.vae._door import as_codes, as_images, as_posterior, ask
 from lib.vae._gaussian import divergence, log_standard_normal
 from lib.vae._weights import log_mean_exp
@@ -312,7 +312,8 @@ class VAE(nn.Module):
     ) -> Tensor:
         dtype = torch.promote_types(like.dtype, torch.float32)
         shape = *shape, self.latent_dim
-        return torch.randn(shape, generator=generator, device=like.device, dtype=dtype)
+        noise = torch.randn(shape, dtype=dtype, **noise_source(like.device, generator))
+        return noise.to(like.device)
 
     def _draw_prior(self, n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """z (n, L) from p(z)."""
