@@ -63,8 +63,8 @@ def show(obj: Any, docstring: bool = False) -> None:
     >>> show(mean_std)
     def mean_std(values: Iterable[float]) -> tuple[float, float]:
         array = np.asarray(list(values), dtype=np.float64)
-        if array.size < 2:
-            raise ValueError(f"values must hold at least two numbers, got {array.size}")
+        if array.ndim != 1 or len(array) < 2:
+            raise ValueError(f"values must be at least two numbers, got shape {array.shape}")
         return float(array.mean()), float(array.std(ddof=1))
     """
     for attribute in ("fget", "func", "wrapped"):  # property, cached_property, lazy_property
