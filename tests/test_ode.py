@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -1265,3 +1267,171 @@ def test_bad_fits():
         ode.LotkaVolterraCompetition((0.1,), (1e-4, 2e-4), (0.002, 0.003))
     with pytest.raises(ValueError, match="2 species"):
         field(torch.tensor(0.0), torch.ones(3, **DOUBLE))
+
+
+# ---------------------------------------------------------------- where it may be called from
+
+
+class Bounded(nn.Module):
+    """A field that is defined from t = 1 on alone, and keeps a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor([0.4, 0.9, 1.3], **DOUBLE))
+        self.register_buffer("scale", torch.tensor([1.0, 2.0, 0.5], **DOUBLE))
+
+    def forward(self, t, y):
+        if bool((t < 1).any()):
+            raise RuntimeError("too early")
+        return -self.rate * self.scale * y
+
+
+def test_a_field_is_tried_at_no_time_but_its_own():
+    field, t = Bounded(), torch.linspace(1, 2, 30, **DOUBLE)
+    y0 = torch.ones(3, **DOUBLE)
+    path = odeint(field, y0, t)
+    want = torch.exp(-field.rate * field.scale * (t[:, None] - 1))
+    torch.testing.assert_close(path, want, rtol=1e-6, atol=0)
+    start = copy.deepcopy(field)
+    with torch.no_grad():
+        start.rate += 0.1
+    found = fit(start, y0, t, path.detach()).parameters["rate"]
+    torch.testing.assert_close(found, field.rate.detach(), rtol=1e-6, atol=0)
+
+
+ROWS = {
+    "compared": lambda t, y: -y + torch.where(y > 0, y, 0 * y).mean(0),
+    "counted": lambda t, y: (y.detach() > 0).sum(0) * torch.sin(y) * 0.1,
+    "driven": lambda t, y: torch.cos(t) - y + torch.where(y > 0, y, 0 * y).mean(0),
+    "hidden": lambda t, y: torch.nan_to_num(y).sum(0) * 0.1 - y,
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("sign", [1.0, 0.0, -1.0])
+def test_rows_that_feel_each_other_through_a_comparison(name, sign):
+    start = sign * torch.ones(4, 3, **DOUBLE)  # equal rows: one alone moves as all together
+    t = torch.linspace(0, 1, 25, **DOUBLE)
+    weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), **DOUBLE)
+    found = []
+    for solve in (odeint, _loop):
+        y0 = start.clone().requires_grad_()
+        value = (solve(ROWS[name], y0, t, method="rk4")[-1] * weights).sum()
+        found.append(torch.autograd.grad(value, y0)[0])
+    torch.testing.assert_close(*found)
+
+
+class ByNumber(nn.Module):
+    """Each row has its own rate, found by its place in the batch."""
+
+    def __init__(self, *rates):
+        super().__init__()
+        self.rates = nn.Parameter(torch.tensor(rates, **DOUBLE))
+
+    def forward(self, t, y):
+        return -self.rates[: len(y), None] * y
+
+
+def test_fit_of_rows_that_differ_by_their_place():
+    t = torch.linspace(0, 2, 9, **DOUBLE)
+    y0 = torch.tensor([[1.0, 2.0], [0.5, 1.5], [2.0, 0.3]], **DOUBLE)
+    rates = torch.tensor([0.3, 0.8, 1.7], **DOUBLE)
+    seen = y0 * torch.exp(-rates[:, None] * t[:, None, None])
+    result = fit(ByNumber(0.5, 0.5, 0.5), y0, t, seen, step_size=0.05, noise_std=0.1)
+    torch.testing.assert_close(result.parameters["rates"], rates, rtol=1e-5, atol=0)
+    slopes = t[:, None, None] * seen  # minus the derivative of each row by its own rate
+    errors = 0.1 / slopes.square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(result.standard_errors["rates"], errors, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_inference_mode_changes_nothing(method, made_inside):
+    field = lambda t, y: -60.0 * (y - torch.cos(t)) * y  # noqa: E731
+    t, y0 = torch.linspace(0, 1, 41, **DOUBLE), torch.tensor([0.7, 1.2], **DOUBLE)
+    want = odeint(field, y0, t, method=method)
+    with torch.inference_mode():
+        start = y0.clone() if made_inside else y0
+        got = odeint(field, start, t, method=method)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "implicit_midpoint"])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_fit_in_inference_mode(method, made_inside):
+    keywords = {"method": method, "step_size": None if method == "dopri5" else 0.1}
+    t = torch.arange(0, 8, **DOUBLE)
+    with torch.no_grad():
+        seen = odeint(ode.LogisticGrowth(0.7, 0.01), torch.tensor(5.0, **DOUBLE), t, **keywords)
+    with torch.inference_mode():
+        rows = seen.clone() if made_inside else seen
+        result = fit(ode.LogisticGrowth(0.5, 0.02), rows[0], t, rows, **keywords)
+    assert result.converged
+    assert result.parameters["growth"].item() == pytest.approx(0.7, rel=1e-5)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_second_derivatives_of_dopri5_by_the_times(descending):
+    t = random_times(2, 3, descending=descending).requires_grad_()
+    y0 = torch.tensor([0.4, 0.8], requires_grad=True, **DOUBLE)
+
+    def solve(y0, t):
+        field = lambda t, y: torch.stack([-y[1] * y[0], y[0] + t * t])  # noqa: E731
+        return odeint(field, y0, t, method="dopri5", rtol=1e-10, atol=1e-10)
+
+    assert torch.equal(solve(y0, t)[0], y0)
+    assert torch.autograd.gradcheck(solve, (y0, t), atol=1e-5)
+    assert torch.autograd.gradgradcheck(solve, (y0, t), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["rk4", "implicit_midpoint"])
+def test_adjoint_parameters_may_have_a_graph_and_come_twice(method):
+    leaf = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), **DOUBLE).requires_grad_()
+    weight = torch.tanh(leaf)
+    field = lambda t, y: torch.tanh(y @ weight)  # noqa: E731
+    found = []
+    for solver, keywords in (
+        (odeint, {}),
+        (odeint_adjoint, {"adjoint_params": (weight,)}),
+        (odeint_adjoint, {"adjoint_params": (leaf, leaf)}),
+    ):
+        end = solver(field, torch.ones(3, **DOUBLE), [0.0, 1.0], step_size=0.01, method=method,
+                     **keywords)[-1]  # fmt: skip
+        found.append(torch.autograd.grad(end.square().sum(), leaf, retain_graph=True)[0])
+    for got in found[1:]:
+        torch.testing.assert_close(got, found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["implicit_midpoint", "implicit_euler"])
+def test_implicit_steps_of_complex_and_empty_states(method):
+    rate = torch.tensor(0.3 - 0.8j, dtype=torch.complex128, requires_grad=True)
+    start = torch.tensor([1.0 + 0.5j, 0.2 - 1.0j], dtype=torch.complex128).conj()
+    assert start.is_conj()
+    field = lambda t, y: (rate.conj() * y.conj() * y).conj()  # noqa: E731
+    found = []
+    for solver in (odeint, odeint_adjoint):
+        y0 = start.clone().requires_grad_()
+        path = solver(field, y0, [0.0, 0.2], step_size=4e-3, method=method)
+        found.append([path, *torch.autograd.grad(path[-1].abs().square().sum(), [y0, rate])])
+        plain = solver(field, start, [0.0, 0.2], step_size=4e-3, method=method)
+        torch.testing.assert_close(plain, path)
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-2, atol=1e-3)
+    empty = torch.ones(3, 0, requires_grad=True, **DOUBLE)
+    odeint_adjoint(lambda t, y: -y, empty, [0.0, 1.0], method=method).sum().backward()
+    assert empty.grad.shape == (3, 0)
+
+
+@pytest.mark.parametrize("t", [None, 5.0, [[0.0, 1.0]], np.array([[0.0, 1.0]]), ["0", "1"]])
+@pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
+def test_times_that_are_none(t, solver):
+    with pytest.raises(TypeError, match="t must be a tensor"):
+        solver(lambda t, y: -y, torch.ones(1), t)
+
+
+def test_times_and_settings_as_numpy_and_torchdiffeq_write_them():
+    y0 = torch.ones(1, **DOUBLE)
+    want = odeint(lambda t, y: -y, y0, [0.0, 0.5, 1.0], method="dopri5")
+    unset = {"first_step": None, "step_t": None, "jump_t": None}
+    for t in (np.array([0.0, 0.5, 1.0]), (x / 2 for x in range(3))):
+        assert torch.equal(odeint(lambda t, y: -y, y0, t, method="dopri5", options=unset), want)

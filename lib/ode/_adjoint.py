@@ -13,7 +13,7 @@ from ._adaptive import rms
 from ._errors import SolverError
 from ._fixed import schedule
 from ._gradient import leaves
-from ._implicit import Theta, solve_blocks
+from ._implicit import Theta, as_real, solve_blocks
 from ._methods import Method
 from ._problem import Problem, State, module_of
 from ._settings import choose, gather_settings
@@ -213,21 +213,33 @@ def _implicit_interval(plan: _Plan, system: _Augmented, ends: list[int], start: 
     """
     method, _, options, _, _ = plan.backward
     assert isinstance(method, Theta)
-    part = plan.part(ends)
-    grid = schedule(part.t, part.values, start, step_size=options.get("step_size"))
+    if not system.size:
+        return start
+    part, func = plan.part(ends), system.func
+    parts: Callable[[Tensor], Tensor] = _same
+    whole: Callable[[Tensor], Tensor] = _same
     if start.is_complex():
-        raise ValueError("the adjoint of an implicit method needs a real state")
+        func, parts, whole = as_real(func), _parts, torch.view_as_complex
+    grid = schedule(part.t, part.values, start, step_size=options.get("step_size"))
     for times, scales in grid.steps(method, start):
+        scale = scales[0].real
         state, sensitivity, learned = system.split(start)
-        y = state.reshape(system.shape)
-        inner, _ = method.newton(system.func, times[0], scales[0], y)
-        matrices = method.matrix(system.func, times[0], -scales[0], inner).transpose(1, 2)
-        pulled = solve_blocks(matrices, sensitivity)
-        point = torch.cat([inner.reshape(-1), pulled, learned])
-        slope = system.split(system(times[0], point))[2]
-        moved = torch.cat([inner.reshape(-1) - state, pulled - sensitivity, slope * scales[0]])
+        inner, _ = method.newton(func, times[0], scale, parts(state.reshape(system.shape)))
+        matrices = method.matrix(func, times[0], -scale, inner).transpose(1, 2)
+        pulled = whole(solve_blocks(matrices, parts(sensitivity)))
+        middle = whole(inner).reshape(-1)
+        slope = system.split(system(times[0], torch.cat([middle, pulled, learned])))[2]
+        moved = torch.cat([middle - state, pulled - sensitivity, slope * scale])
         start = start + moved / method.theta
     return start
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _parts(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj())
 
 
 class _Augmented:
@@ -240,6 +252,7 @@ class _Augmented:
         self.func, self.shape, self.size = plan.problem.func, like.shape, like.numel()
         self.parameters = tuple(parameters)
         self.known = {id(p) for p in parameters}
+        self.roots = {p.grad_fn for p in parameters if p.grad_fn is not None}
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         state, sensitivity, learned = joined.split(
@@ -264,7 +277,8 @@ class _Augmented:
         with torch.enable_grad():
             y = state.detach().reshape(self.shape).requires_grad_()
             slope = self.func(t, y)
-            unknown = [p for p in leaves(slope) if p is not y and id(p) not in self.known]
+            found = leaves(slope, self.roots)
+            unknown = [p for p in found if p is not y and id(p) not in self.known]
             if unknown:
                 raise RuntimeError(
                     "func depends on a tensor that requires a gradient and is not in "
@@ -295,10 +309,11 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def _parameters(
     func: Callable[..., Any], problem: Problem, given: Iterable[Tensor] | None
 ) -> list[Tensor]:
-    if given is not None:
-        return [p for p in given if p.requires_grad]
-    owner = module_of(func)
-    found: list[Tensor] = [] if owner is None else list(owner.parameters())
-    with torch.enable_grad():
-        found += leaves(problem.func(problem.t[0], problem.y0.detach()))
+    if given is None:
+        owner = module_of(func)
+        found: list[Tensor] = [] if owner is None else list(owner.parameters())
+        with torch.enable_grad():
+            found += leaves(problem.func(problem.t[0], problem.y0.detach()))
+    else:
+        found = list(given)
     return list({id(p): p for p in found if p.requires_grad}.values())

@@ -59,6 +59,7 @@ class FitResult:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # it differentiates, wherever it is called
 def fit(
     field: nn.Module,
     y0: Tensor,
@@ -132,7 +133,8 @@ def fit(
         if not isinstance(given, Tensor) or given.is_complex():
             kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
-    observations = observations.detach()
+    y0, observations = y0.detach().clone(), observations.detach().clone()
+    t = t.detach().clone() if isinstance(t, Tensor) else t
     fitted = copy.deepcopy(field).to(dtype=torch.promote_types(_dtype(field), y0.dtype))
     model = Model(
         fitted,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from ._fixed import Schedule, march
 from ._methods import Field, Method
 from ._transforms import is_transformed
 
-__all__ = ["all_steps", "leaves", "march_in_parallel", "step_jacobians", "vectorised"]
+__all__ = ["agrees", "all_steps", "leaves", "march_in_parallel", "step_jacobians", "vectorised"]
 
 _WIDEST_STATE = 8  # one product with all the Jacobians for each component
 _LARGEST_STATE = 2048  # beyond, a step is work enough to hide what it costs to call it
@@ -40,7 +40,7 @@ def march_in_parallel(func: Field, y: Tensor, plan: Schedule, method: Method) ->
     asked = y.requires_grad or plan.points.requires_grad
     if not asked and not func(plan.points[0].to(y.dtype), y).requires_grad:
         return None  # the march itself notices a gradient that is asked for later
-    field, size = vectorised(func, y)
+    field, size = vectorised(func, y, plan.points[0])
     if field is None:
         return None
     with torch.no_grad():
@@ -50,7 +50,7 @@ def march_in_parallel(func: Field, y: Tensor, plan: Schedule, method: Method) ->
         after = all_steps(field, before, plan, method)
     except Exception:
         return None  # the march will raise it again, if it was not for vmap
-    if not torch.allclose(after.detach(), path[1:], rtol=0.0, atol=_rounding(path)):
+    if not agrees(after, path):
         return None
     found = [leaf for leaf in leaves(after) if leaf is not before]
     if not (found or y.requires_grad):
@@ -60,9 +60,9 @@ def march_in_parallel(func: Field, y: Tensor, plan: Schedule, method: Method) ->
     return states if len(plan.wanted) == len(path) else states[_index(plan, y)]
 
 
-def leaves(value: Tensor) -> list[Tensor]:
-    """The tensors at which the graph of ``value`` begins."""
-    pending, seen, found = [value.grad_fn], set(), []
+def leaves(value: Tensor, stops: Collection[Any] = ()) -> list[Tensor]:
+    """The tensors at which the graph of ``value`` begins; at the nodes ``stops`` it ends."""
+    pending, seen, found = [value.grad_fn], set(stops), []
     while pending:
         node = pending.pop()
         if node is None or node in seen:
@@ -85,10 +85,12 @@ def _worth_it(y: Tensor, plan: Schedule, method: Method) -> bool:
     )
 
 
-def vectorised(func: Field, y: Tensor, *, tried: bool = False) -> tuple[Field | None, int]:
+def vectorised(
+    func: Field, y: Tensor, t: Tensor, *, tried: bool = False
+) -> tuple[Field | None, int]:
     """``func`` for many states at once, and how many components of a state hang together.
 
-    ``tried`` says that this field has passed already.
+    It is tried at the time ``t``; ``tried`` says that this field has passed already.
     """
     declared = getattr(func, "pointwise", None)
     if declared is False:
@@ -112,14 +114,13 @@ def vectorised(func: Field, y: Tensor, *, tried: bool = False) -> tuple[Field | 
 
     if tried:
         return many, size
-    state = y.detach()
-    zero = torch.zeros((2, *[1] * y.dim()), dtype=y.dtype, device=y.device)
-    if _remembers(func, zero[0].reshape(()), state):
+    state, now = y.detach(), t.detach().to(y.dtype)
+    if _remembers(func, now, state):
         return None, 0
     try:
         with torch.no_grad():
-            many(zero, torch.stack([state, state]))
-            apart = size == y.numel() or _rows_are_apart(func, zero[0].reshape(()), state)
+            many(now.expand(2), torch.stack([state, state]))
+            apart = size == y.numel() or _rows_are_apart(func, now, state)
     except Exception:
         return None, 0
     return (many, size) if apart else (None, 0)
@@ -150,12 +151,21 @@ def _kept(owner: nn.Module | None) -> list[tuple[Tensor, int]]:
 
 
 def _rows_are_apart(func: Field, t: Tensor, y: Tensor) -> bool:
-    """Whether no row of the slope feels another row: half of the rows are poisoned in turn."""
+    """Whether no row of the slope feels another row: half of the rows are poisoned in turn.
+
+    Not a number betrays the faintest touch, but a comparison swallows it, as in torch.where;
+    so numbers of either sign have to leave no mark either.
+    """
     rows = torch.arange(y.numel() // y.shape[-1], device=y.device).reshape(*y.shape[:-1], 1)
+    slope, far = func(t, y), y.abs() + 1
+    slack = 64 * torch.finfo(y.dtype).eps * slope.abs().max()
     for half in (rows % 2 == 0, rows % 2 == 1):
-        slope = func(t, torch.where(half, torch.nan, y))
-        if not bool((slope.isfinite() | half).all()):
+        if not bool((func(t, torch.where(half, torch.nan, y)).isfinite() | half).all()):
             return False
+        for poison in (far, -far):
+            moved = func(t, torch.where(half, poison, y)) - slope
+            if not bool(((moved.abs() <= slack) | half).all()):
+                return False
     return True
 
 
@@ -167,8 +177,10 @@ def all_steps(field: Field, states: Tensor, plan: Schedule, method: Method) -> T
     return method.advance(field, times, scales, states)
 
 
-def _rounding(path: Tensor) -> float:
-    return 256 * torch.finfo(path.dtype).eps * float(path.abs().max())
+def agrees(after: Tensor, path: Tensor) -> bool:
+    """Whether all steps taken at once lead where the march (n+1, *shape) went, but for rounding."""
+    rounding = 256 * torch.finfo(path.dtype).eps * float(path.abs().max())
+    return torch.allclose(after.detach(), path[1:], rtol=0.0, atol=rounding)
 
 
 def _index(plan: Schedule, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ._errors import NewtonError
 from ._methods import METHODS, Field
 from ._transforms import is_transformed
 
-__all__ = ["Theta", "jacobian", "solve_blocks"]
+__all__ = ["Theta", "as_real", "jacobian", "solve_blocks"]
 
 
 def jacobian(func: Field, t: Tensor, y: Tensor, *, blocks: bool) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def jacobian(func: Field, t: Tensor, y: Tensor, *, blocks: bool) -> tuple[Tensor
         columns = columns.reshape(size, *[1] * (y.dim() - 1), size).expand(size, *y.shape)
     else:
         columns = columns.reshape(size, *y.shape)
-    if is_transformed(y):
+    if is_transformed(y) or torch.is_inference_mode_enabled():  # autograd is not at work there
         slope, pull = torch.func.vjp(lambda state: func(t, state), y)  # type: ignore[misc]
         (rows,) = torch.func.vmap(pull)(columns)
     else:
@@ -63,6 +63,15 @@ def _products(slope: Tensor, state: Tensor, columns: Tensor) -> Tensor:
         )[0]
         rows.append(torch.zeros_like(state) if row is None else row)
     return torch.stack(rows)
+
+
+def as_real(func: Field) -> Field:
+    """The field of the real and imaginary parts, a last axis of two."""
+
+    def field(t: Tensor, parts: Tensor) -> Tensor:
+        return torch.view_as_real(func(t, torch.view_as_complex(parts)).resolve_conj())
+
+    return field
 
 
 class Theta:
@@ -96,14 +105,9 @@ class Theta:
         self, func: Field, times: Sequence[Tensor], scales: Sequence[Tensor], y: Tensor
     ) -> Tensor:
         if y.is_complex():
-            return torch.view_as_complex(
-                self.advance(
-                    lambda t, z: torch.view_as_real(func(t, torch.view_as_complex(z))),
-                    times,
-                    [scales[0].real],
-                    torch.view_as_real(y),
-                )
-            )
+            parts = torch.view_as_real(y.resolve_conj())
+            ahead = self.advance(as_real(func), times, [scales[0].real], parts)
+            return torch.view_as_complex(ahead)
         if not y.numel():
             return y
         z, matrix = self.newton(func, times[0], scales[0], y)

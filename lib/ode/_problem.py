@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, SupportsFloat
@@ -15,9 +15,10 @@ from ._errors import FieldError, TimeOrderError
 from ._methods import Field
 from ._transforms import concrete, readable, real_dtype
 
-__all__ = ["Prepared", "Problem", "State", "module_of"]
+__all__ = ["NO_TIMES", "Prepared", "Problem", "State", "module_of"]
 
 State = Tensor | tuple[Tensor, ...]
+NO_TIMES: list[float] = []  # known by its identity: an empty list of the user's is an error
 
 
 class Prepared(nn.Module):
@@ -58,7 +59,7 @@ class Problem:
     joined: bool = False
 
     @classmethod
-    def of(cls, func: Callable[..., Any], y0: State, t: Tensor | Sequence[float] | None) -> Problem:
+    def of(cls, func: Callable[..., Any], y0: State, t: Tensor | Sequence[float]) -> Problem:
         shape_state: Callable[[Tensor], Any] = _same
         joined = not isinstance(y0, Tensor)
         if not callable(func):
@@ -81,14 +82,16 @@ class Problem:
         return cls(_checked(func, pointwise, owner), state, times, values, shape_state, joined)
 
 
-def _times(t: Tensor | Sequence[float] | None, y: Tensor) -> tuple[Tensor, list[float] | None]:
+def _times(t: Tensor | Sequence[float], y: Tensor) -> tuple[Tensor, list[float] | None]:
     """The times as a tensor beside ``y`` and, where they can be read, as numbers in order."""
-    if t is None:
+    if t is NO_TIMES:
         return y.new_empty(0, dtype=real_dtype(y)), None
     if isinstance(t, Tensor):
         times, values = t, readable(t) if t.dim() == 1 else None
     else:
-        items = list(t)
+        items = list(t) if isinstance(t, Iterable) else [t]
+        if not isinstance(t, Iterable) or any(getattr(item, "ndim", 0) for item in items):
+            raise TypeError(f"t must be a tensor (T,) or numbers, got {t!r}")
         if any(isinstance(item, Tensor) for item in items):
             times = torch.stack([torch.as_tensor(item, dtype=torch.float64) for item in items])
             values = readable(times)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._fixed import march, schedule
-from ._gradient import all_steps, step_jacobians, vectorised
+from ._gradient import agrees, all_steps, step_jacobians, vectorised
 from ._problem import Problem
 from ._settings import choose, gather_settings
 from ._solve import solve
@@ -94,17 +94,22 @@ class Model:
         y0 = self.load(vector)
         problem = Problem.of(self.field, y0, self.t)
         plan = schedule(problem.t, problem.values, y0, **self.settings)
-        many, size = vectorised(problem.func, y0) if len(plan) and y0.numel() else (None, 0)
+        if not len(plan) or not y0.numel():
+            return None
+        many, size = vectorised(problem.func, y0, plan.points[0])
         if many is None:
             return None
         with torch.no_grad():
             path = torch.stack(march(problem.func, y0, plan, self.method, range(len(plan) + 1)))
         before = path[:-1].clone().requires_grad_()
         with torch.enable_grad():
-            matrices = step_jacobians(all_steps(many, before, plan, self.method), before, size)
+            ahead = all_steps(many, before, plan, self.method)
+            if not agrees(ahead, path):
+                return None
+            matrices = step_jacobians(ahead, before, size)
 
         def after(vector: Tensor) -> Tensor:
-            field, _ = vectorised(self._with(vector), y0, tried=True)
+            field, _ = vectorised(self._with(vector), y0, plan.points[0], tried=True)
             assert field is not None
             return all_steps(field, before.detach(), plan, self.method)
 

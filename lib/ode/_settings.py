@@ -54,7 +54,9 @@ def gather_settings(
     if settings.pop("perturb", False):
         raise ValueError("perturb is not supported; put the times of the jumps into t")
     for name in ("step_t", "jump_t"):
-        if settings.get(name) is not None:
+        if name in settings and settings[name] is None:
+            del settings[name]
+        elif name in settings:
             settings[name] = torch.as_tensor(settings[name], dtype=torch.float64).flatten().tolist()
     return settings
 

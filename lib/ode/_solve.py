@@ -12,8 +12,8 @@ from ._adaptive import HIDDEN, integrate
 from ._errors import SolverError
 from ._fixed import Schedule, march, schedule
 from ._gradient import march_in_parallel
-from ._methods import Field, Method
-from ._problem import Problem, State
+from ._methods import METHODS, Field, Method
+from ._problem import NO_TIMES, Problem, State
 from ._settings import choose, control_for, gather_settings
 from ._transforms import concrete, real_dtype
 
@@ -124,7 +124,7 @@ def step(
     tensor([0.5000, 0.5000])
     """
     chosen, _ = choose(method)
-    problem = Problem.of(func, y, None)
+    problem = Problem.of(func, y, NO_TIMES)
     state = problem.y0
     real = real_dtype(state)
     start = torch.as_tensor(t, dtype=real, device=state.device)
@@ -161,13 +161,11 @@ def solve(
         if problem.values is None:
             raise ValueError(HIDDEN)
         control = control_for(problem, settings, rtol, atol)
-        if differentiable:
-            y = y - func(t[0], y) * _zero(t[0])
-        states = integrate(func, y, problem.values, control)
-        if differentiable:
-            later = [y + func(s, y) * _zero(s) for s, y in zip(t[1:], states[1:], strict=True)]
-            states = torch.stack([states[0] + func(t[0], states[0]) * _zero(t[0]), *later])
-        return states
+        if not differentiable:
+            return integrate(func, y, problem.values, control)
+        states = integrate(func, _moved(func, t[0], -_zero(t[0]), y), problem.values, control)
+        pairs = zip(t[1:], states[1:], strict=True)
+        return torch.stack([y, *(_moved(func, s.detach(), _zero(s), y) for s, y in pairs)])
     constructor = settings.get("grid_constructor")
     plan = schedule(
         t,
@@ -194,3 +192,10 @@ def check_scalar(name: str, value: float | Tensor) -> None:
 def _zero(t: Tensor) -> Tensor:
     """Zero, whose derivative by ``t`` is one."""
     return t - t.detach()
+
+
+def _moved(func: Field, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+    """The state ``dt`` later, where ``dt`` is zero but not its derivative (four are right)."""
+    method = METHODS["rk4"]
+    times = [(t + c * dt).to(real_dtype(y)) for c in method.nodes]
+    return method.advance(func, times, [(dt * scale).to(y.dtype) for scale in method.scales], y)
