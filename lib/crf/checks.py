@@ -26,7 +26,7 @@ def check_mask(mask: Tensor) -> None:
 def check_scores(
     scores: Tensor, name: str, mask: Tensor | None = None, *, values: bool = True
 ) -> bool:
-    """Whether the largest score, in emissions of a position, is so far from 0 that sums are lossy.
+    """Whether even the largest score (at some position of emissions) drowns others in float64.
 
     ``values``: refuse NaN and +inf, but for padding.
     """
