@@ -311,22 +311,23 @@ class LinearChainCRF(Distribution):
         Source: chapter ``crf``, eq-crf-span.
         """
         tags = check_span(start, tags, self.mask, len(self.start), values=self._readable)
-        if functions.gradient_wanted(*self._scores):
+        scores = self._scores
+        if functions.gradient_wanted(*scores):
             other = torch.arange(len(self.start), device=tags.device) != tags.unsqueeze(2)
             other = pad(other, (0, 0, start, self.mask.shape[1] - start - tags.shape[1]))
-            clamped = self._scores[0].masked_fill(other, -torch.inf)
-            whole = functions.log_partition(*self._scores)
+            clamped = scores[0].masked_fill(other, -torch.inf)
+            whole = functions.log_partition(*scores)
             try:
-                part = functions.log_partition(clamped, *self._scores[1:])
+                part = functions.log_partition(clamped, *scores[1:])
             except ValueError as error:
                 raise ValueError(
                     "tags must not be a forbidden span where gradients are wanted "
                     f"(use torch.no_grad to have -inf): {error}"
                 ) from error
             return self._returned(-_not_negative(whole - part))
-        log_prob = self._span_log_prob(start, tags, *log_messages(*self._scores))
+        log_prob = self._span_log_prob(start, tags, *log_messages(*scores))
         if (log_prob == -torch.inf).any():  # forbidden, or out of reach of the scaled messages
-            log_prob = self._span_log_prob(start, tags, *exact_log_messages(*self._scores))
+            log_prob = self._span_log_prob(start, tags, *exact_log_messages(*scores))
         return self._returned(log_prob)
 
     def _span_log_prob(self, start: int, tags: Tensor, before: Tensor, behind: Tensor) -> Tensor:
