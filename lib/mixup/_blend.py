@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from lib._common import noise_source
 
 __all__ = [
     "Pairing",
@@ -28,6 +30,7 @@ Pairing = Literal["random", "halves"]
 # Bytes mixed at a time in place on a CPU: enough to hide a call's overhead, few enough for a cache
 _CHUNK = 1 << 20
 
+_CPU = torch.device("cpu")  # where draws are made unless a generator says otherwise
 _NUMBERS = (float, int, Real, Tensor)  # a union would be built anew in every call
 
 
@@ -51,17 +54,16 @@ def draw_beta(alpha: float, n: int, generator: torch.Generator | None) -> Tensor
         raise TypeError(f"alpha must be a number, got {alpha!r}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number of at least 0, got {alpha}")
-    device = "cpu" if generator is None else generator.device
+    source = noise_source(_CPU, generator)
+    device = source["device"]
     if alpha == 0:
         return torch.ones(n, dtype=torch.float64, device=device)
-    # torch compiles no rand(n, generator=None) where n varies
-    source: dict[str, Any] = {} if generator is None else {"generator": generator}
     if alpha == 1:
-        return torch.rand(n, dtype=torch.float64, device=device, **source)
+        return torch.rand(n, dtype=torch.float64, **source)
     # Gamma(a) = Gamma(a + 1) U^(1/a), in logarithms: U^(1/a) underflows where a is small
     shape = torch.full((2, n), alpha + 1.0, dtype=torch.float64, device=device)
     log_gamma = torch._standard_gamma(shape, generator=generator).log()
-    log_u = torch.rand(2, n, dtype=torch.float64, device=device, **source).neg().log1p()
+    log_u = torch.rand(2, n, dtype=torch.float64, **source).neg().log1p()
     return torch.sigmoid(log_gamma[0] - log_gamma[1] + (log_u[0] - log_u[1]) / alpha)
 
 
@@ -72,8 +74,7 @@ def draw_partner(x: Tensor, pairing: Pairing, generator: torch.Generator | None)
             return None
         return torch.arange(len(x), device=x.device).roll(-(len(x) // 2))
     if pairing == "random":
-        device = "cpu" if generator is None else generator.device
-        return torch.randperm(len(x), generator=generator, device=device).to(x.device)
+        return torch.randperm(len(x), **noise_source(_CPU, generator)).to(x.device)
     raise ValueError(f'pairing must be "random" or "halves", got {pairing!r}')
 
 
@@ -147,7 +148,6 @@ def _halves(rows: Tensor) -> Sequence[Tensor]:
 
 def draw_box(size: int, kept: float, generator: torch.Generator | None) -> slice:
     """Where a box with sides sqrt(1 - kept) lies along one axis, cut at the border."""
-    device = "cpu" if generator is None else generator.device
-    centre = int(torch.randint(size, (1,), device=device, generator=generator))
+    centre = int(torch.randint(size, (1,), **noise_source(_CPU, generator)))
     half = int(size * math.sqrt(1 - kept)) // 2
     return slice(max(centre - half, 0), min(centre + half, size))
