@@ -89,9 +89,14 @@ def _beside(sentence: Tensor, window: int, block: int, dtype: torch.dtype) -> Te
     return near * (sentence.view(-1, block, 1) == around.unsqueeze(1))
 
 
+def _rows(vectors: Tensor, ids: Tensor) -> Tensor:
+    """The rows of ``ids`` (N,) as bags of one word: unlike index_select, bags are read ahead."""
+    return F.embedding_bag(ids.unsqueeze(1), vectors, mode="sum")
+
+
 def _fetch(vectors: Tensor, ids: Tensor, before: int, after: int) -> Tensor:
     """The rows of ``ids``, with so many rows of zeros around them."""
-    rows = vectors.index_select(0, F.pad(ids, (before, after)))
+    rows = _rows(vectors, F.pad(ids, (before, after)))
     rows[:before] = 0
     rows[before + len(ids) :] = 0
     return rows
@@ -121,48 +126,60 @@ def _noise_terms(
     weight: Tensor,
     d_hidden: Tensor,
     d_other: Tensor,
+    share: Tensor | None = None,
 ) -> Tensor:
     """Score each block of ``hidden`` (N, D) against its ``noise`` (N / NOISE_BLOCK, M).
 
     Returns the loss, each word's terms times its ``weight`` (N,); adds the gradient to
-    ``d_hidden`` and writes that of the noise vectors to ``d_other``.
+    ``d_hidden`` and writes that of the noise vectors to ``d_other``. Scores are times ``share``
+    (N,), if given.
     """
     dim = hidden.shape[1]
-    other = outputs.vectors.index_select(0, noise.view(-1)).view(*noise.shape, dim)
+    other = _rows(outputs.vectors, noise.view(-1)).view(*noise.shape, dim)
     blocks = hidden.view(-1, NOISE_BLOCK, dim)
     weight = weight.view(-1, NOISE_BLOCK, 1)
     score = torch.bmm(blocks, other.mT)
+    slope = weight
+    if share is not None:
+        share = share.view_as(weight)
+        score.mul_(share)
+        slope = weight * share
     loss = (F.softplus(score).sum(2, keepdim=True) * weight).sum(dtype=torch.float64)
-    d_score = score.sigmoid_().mul_(weight)
+    d_score = score.sigmoid_().mul_(slope)
     d_hidden.view_as(blocks).baddbmm_(d_score, other)
     torch.bmm(d_score.mT, blocks, out=d_other.view_as(other))
     return loss
 
 
 def cbow_step(inputs: Table, outputs: Table, batch: Batch, learning_rate: float) -> Tensor:
-    """Predict each word from the mean of its neighbours; return (sum of losses, their number)."""
-    n, dim = len(batch.ids), inputs.vectors.shape[1]
+    """Predict each word from the mean of its neighbours; return (sum of losses, their number).
+
+    The rows are sums; to make them means, the scores are divided: they are fewer numbers.
+    """
+    n = len(batch.ids)
     neighbours = _neighbours(batch.sentence, batch.window)  # (N, 2W + 1)
-    count = (neighbours < n).sum(1)
-    share = count.clamp_min(1).to(inputs.vectors).reciprocal_().unsqueeze(1)  # (N, 1)
+    width = neighbours.shape[1]
+    count = (neighbours < n).sum(1, dtype=torch.int32)
+    share = count.clamp_min(1).to(inputs.vectors).reciprocal_()  # (N,)
     weight = (count > 0).to(share)  # (N,)
     rows = _fetch(inputs.vectors, batch.ids, 0, 1)
-    sources = rows.new_empty(n + batch.noise.numel(), dim)
-    hidden, d_other = sources[:n], sources[n:]  # (N, D), (N / NOISE_BLOCK * M, D)
-    torch.mul(F.embedding_bag(neighbours, rows, mode="sum"), share, out=hidden)
+    # empty bags make room for the gradients of the noise vectors
+    starts = torch.arange(n + batch.noise.numel(), dtype=torch.int32, device=rows.device)
+    starts = starts.mul_(width).clamp_max_(n * width)
+    sources = F.embedding_bag(neighbours.view(-1), rows, starts, mode="sum")
+    total, d_other = sources[:n], sources[n:]  # (N, D), (N / NOISE_BLOCK * M, D)
 
-    own = outputs.vectors.index_select(0, batch.ids)
-    score = torch.linalg.vecdot(hidden, own)
+    own = _fetch(outputs.vectors, batch.ids, 0, 1)
+    d_total = own[:n]
+    score = torch.linalg.vecdot(total, d_total).mul_(share)
     loss = (F.softplus(-score) * weight).sum(dtype=torch.float64)
-    d_score = score.sigmoid_().sub_(1).mul_(weight)
-    d_hidden = own.mul_(d_score.unsqueeze(1))
-    loss += _noise_terms(outputs, batch.noise, hidden, weight * batch.weight, d_hidden, d_other)
+    d_score = score.sigmoid_().sub_(1).mul_(weight).mul_(share)
+    d_total.mul_(d_score.unsqueeze(1))
+    weights = weight * batch.weight
+    loss += _noise_terms(outputs, batch.noise, total, weights, d_total, d_other, share)
 
-    torch.mul(d_hidden, share, out=rows[:n])
     bags = neighbours.index_select(0, batch.words.order).view(-1)
-    d_inputs = F.embedding_bag(
-        bags, rows, batch.words.starts.int() * neighbours.shape[1], mode="sum"
-    )
+    d_inputs = F.embedding_bag(bags, own, batch.words.starts.int() * width, mode="sum")
     times = torch.cat((d_score, d_score.new_ones(len(d_other))))
     inputs.descend(batch.words, d_inputs, learning_rate)
     both = batch.words_and_noise
@@ -175,7 +192,7 @@ def skipgram_step(inputs: Table, outputs: Table, batch: Batch, learning_rate: fl
     n, dim, window = len(batch.ids), inputs.vectors.shape[1], batch.window
     block = band_block(window)
     beside = _beside(batch.sentence, window, block, inputs.vectors.dtype)  # (N / R, R, R + 2W)
-    hidden = inputs.vectors.index_select(0, batch.ids)
+    hidden = _rows(inputs.vectors, batch.ids)
     centres = hidden.view(-1, block, dim)
     rows = _fetch(outputs.vectors, batch.ids, window, window)
     around = rows.unfold(0, beside.shape[2], block).mT  # (N / R, R + 2W, D)

@@ -28,7 +28,9 @@ def group(ids: Tensor, size: int, device: torch.device) -> Groups:
     numbers = ids.numpy()
     order = _radix_order(numbers, size)
     ordered = numbers[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    first = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    starts = np.flatnonzero(first)
     tables = ordered[starts], order, starts
     return Groups(*(torch.from_numpy(table).to(device) for table in tables))
 
