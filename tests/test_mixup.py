@@ -131,9 +131,9 @@ def test_a_shuffled_batch_makes_halves_as_random_as_a_permutation():
 def test_lambda_follows_the_beta_law(alpha):
     stats = pytest.importorskip("scipy.stats")
     n, law = 2000, stats.beta(alpha, alpha)
-    x = torch.tensor([0.0, 1.0]).double().repeat_interleave(n)[:, None]
+    x = torch.tensor([1.0, 0.0]).double().repeat_interleave(n)[:, None]
     made, _ = mixup(x, x, alpha=alpha, pairing="halves", per_sample=True, generator=generator(5))
-    weight = made[n:, 0]
+    weight = made[:n, 0]
     low = weight[weight < 0.5]  # above, the law lives closer to 1 than floats can say
     assert stats.kstest(low.numpy(), lambda t: 2 * law.cdf(t)).pvalue > 1e-3
     assert stats.binomtest(len(low), n).pvalue > 1e-3

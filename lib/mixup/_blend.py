@@ -1,9 +1,8 @@
-"""What all mixing shares: lambda, the partners, and weight x + (1 - weight) x[partner]."""
+"""What all mixing shares: lambda, the partners, and lambda x + (1 - lambda) x[partner]."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Real
 from typing import Literal
 
@@ -15,6 +14,7 @@ from lib._common import noise_source
 
 __all__ = [
     "Pairing",
+    "both_shares",
     "draw_beta",
     "draw_box",
     "draw_partner",
@@ -82,68 +82,75 @@ def partners(x: Tensor, partner: Tensor | None) -> Tensor:
     return x.roll(len(x) // 2, 0) if partner is None else x[partner]
 
 
+def both_shares(weight: Tensor) -> Tensor:
+    """An example's own share and its partner's, (n, 2)."""
+    return torch.stack((weight, 1 - weight), 1)
+
+
 def mix_labels(
     y: Tensor,
     num_classes: int | None,
-    weight: Tensor,
+    shares: Tensor,
     partner: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """Mixed labels: floating point as they are, classes and multi-hot in at least float32."""
     if y.is_floating_point():
-        return mix(y, weight, partner)
+        return mix(y, shares, partner)
     dtype = dtype if dtype == torch.float64 else torch.float32
     if y.ndim > 1:
-        return mix(y.to(dtype), weight, partner)
-    own, share = y.long(), weight.to(y.device, dtype)
+        return mix(y.to(dtype), shares, partner)
+    own = y.long()
     both = torch.stack((own, partners(own, partner)), 1)  # (B, 2)
-    shares = torch.stack((share, 1 - share), 1).expand(len(y), 2)
     soft = torch.zeros(len(y), num_classes or 0, dtype=dtype, device=y.device)
     add = Tensor.scatter_add_ if is_plain(y) else Tensor.scatter_add
-    return add(soft, 1, both, shares)
+    return add(soft, 1, both, shares.to(y.device, dtype).expand(len(y), 2))
 
 
-def mix(x: Tensor, weight: Tensor, partner: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """weight x + (1 - weight) x[partner]."""
-    share = weight.to(x.device, x.dtype)
-    if len(share) > 1:
-        share = share.reshape(-1, *[1] * (x.ndim - 1))
+def mix(x: Tensor, shares: Tensor, partner: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """own share x + other share x[partner]; ``shares`` are (1, 2), or (B, 2)."""
+    shares = shares.to(x.device, x.dtype).reshape(-1, 2, *[1] * (x.ndim - 1))
+    own = shares[:, 0]
     if out is None and not is_plain(x):
-        return torch.lerp(partners(x, partner), x, share)
+        return torch.lerp(partners(x, partner), x, own)
     if out is not None and share_memory(x, out):
         same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
         if same and out.is_neg() == x.is_neg() and partner is None:
-            _mix_halves_in_place(x, share)
+            _mix_halves_in_place(x, shares)
             return out
-        return out.copy_(mix(x, weight, partner))
+        return out.copy_(mix(x, shares, partner))
     mixed = torch.empty_like(x) if out is None else out
     if partner is None:
-        return _mix_halves(x, share, mixed)
-    return torch.index_select(x, 0, partner, out=mixed).lerp_(x, share)
+        return _mix_halves(x, shares, mixed)
+    return torch.index_select(x, 0, partner, out=mixed).lerp_(x, own)
 
 
-def _mix_halves(x: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    (a, b), (mixed_a, mixed_b) = _halves(x), _halves(out)
-    share_a, share_b = _halves(share)
-    torch.lerp(b, a, share_a, out=mixed_a)
-    torch.lerp(a, b, share_b, out=mixed_b)
+def _mix_halves(x: Tensor, shares: Tensor, out: Tensor) -> Tensor:
+    """Both halves are mixtures of the same two: in one pass, x is read once."""
+    pair = 2, len(x) // 2, *x.shape[1:]
+    a, b = x.view(pair).unbind()
+    torch.lerp(b.expand(pair), a.expand(pair), _of_first(shares), out=out.view(pair))
     return out
 
 
-def _mix_halves_in_place(x: Tensor, share: Tensor) -> None:
+def _of_first(shares: Tensor) -> Tensor:
+    """The first half's share in either half of the mixtures, (2, 1, ...) or (2, B / 2, ...)."""
+    if len(shares) == 1:
+        return shares.transpose(0, 1)
+    a, b = shares.chunk(2)
+    return torch.stack((a[:, 0], b[:, 1]))
+
+
+def _mix_halves_in_place(x: Tensor, shares: Tensor) -> None:
     size = x[0].numel() * x.element_size()
     step = max(1, _CHUNK // max(1, size)) if x.device.type == "cpu" else len(x)
-    rows = share.reshape(-1, *[1] * (x.ndim - 1)).expand(len(x), *[-1] * (x.ndim - 1))
-    chunks = (half.split(step) for pair in (x, rows) for half in _halves(pair))
+    half = len(x) // 2
+    rows = _of_first(shares).expand(-1, half, *[-1] * (x.ndim - 1))
+    chunks = (part.split(step) for part in (*x.split(half), *rows))
     for a, b, share_a, share_b in zip(*chunks, strict=True):
         mixed = torch.lerp(b, a, share_a)
-        b.lerp_(a, 1 - share_b)
+        b.lerp_(a, share_b)
         a.copy_(mixed)
-
-
-def _halves(rows: Tensor) -> Sequence[Tensor]:
-    """Both halves of the rows; where there is one row for all, it counts for both."""
-    return rows.chunk(2) if len(rows) > 1 else (rows, rows)
 
 
 def draw_box(size: int, kept: float, generator: torch.Generator | None) -> slice:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lib._common import check_positive
 from lib.mixup._blend import (
     Pairing,
+    both_shares,
     draw_beta,
     draw_box,
     draw_partner,
@@ -73,10 +74,10 @@ def mixup(
     """
     _check_batch(x, y, out)
     _check_labels(y, num_classes)
-    weight = draw_beta(alpha, len(x) if per_sample else 1, generator)
+    shares = both_shares(draw_beta(alpha, len(x) if per_sample else 1, generator))
     partner = draw_partner(x, pairing, generator)
-    labels = mix_labels(y, num_classes, weight, partner, x.dtype)
-    return mix(x, weight, partner, out), labels
+    labels = mix_labels(y, num_classes, shares, partner, x.dtype)
+    return mix(x, shares, partner, out), labels
 
 
 def sample_pairing(
@@ -99,10 +100,10 @@ def sample_pairing(
             [2.]]), tensor([5, 6]))
     """
     _check_batch(x, y, out)
-    half = torch.full((1,), 0.5, device=x.device)
+    halves = torch.full((1, 2), 0.5, device=x.device)
     if out is not None and share_memory(y, out):
         y = y.clone()
-    return mix(x, half, draw_partner(x, pairing, generator), out), y
+    return mix(x, halves, draw_partner(x, pairing, generator), out), y
 
 
 def cutmix(
@@ -150,8 +151,8 @@ def cutmix(
     mixed[..., rows, columns] = partners(x[..., rows, columns], partner)
     covered = (rows.stop - rows.start) * (columns.stop - columns.start)
     share = 1 - covered / (x.shape[-2] * x.shape[-1])
-    kept = torch.full((1,), share, dtype=torch.float64, device="cpu")
-    return mixed, mix_labels(y, num_classes, kept, partner, x.dtype)
+    shares = torch.tensor([[share, 1 - share]], dtype=torch.float64, device="cpu")
+    return mixed, mix_labels(y, num_classes, shares, partner, x.dtype)
 
 
 def _check_batch(x: Tensor, y: Tensor, out: Tensor | None) -> None:
