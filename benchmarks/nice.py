@@ -17,6 +17,7 @@ from _timing import arguments, interleave, median_ms, print_table, ratio
 from torch import Tensor, nn
 
 from lib.nice import NICE, OneDNNLinear
+from lib.nice._linear import ColumnLinear
 
 Calls = dict[str, Callable[[], object]]
 ESSAY = {"dim": 784, "couplings": 4, "width": 1000, "depth": 5, "batch": 128}
@@ -24,7 +25,7 @@ TURN = 0.05  # seconds: short turns and many rounds, so that drift of the machin
 SMALL = {"dim": 64, "couplings": 4, "width": 256, "depth": 2, "batch": 256}
 
 
-def ours(size: dict, linear: type[nn.Linear] = nn.Linear) -> NICE:
+def ours(size: dict, linear: type[nn.Linear] = ColumnLinear) -> NICE:
     """Our flow at a size."""
     return NICE(
         size["dim"],

@@ -33,6 +33,7 @@ from lib.nice import (
     bits_per_dim,
     dequantize,
 )
+from lib.nice._linear import ColumnLinear
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SEEDS = [0, 1, 2]
@@ -181,7 +182,7 @@ def test_round_trips_in_float64(seed, coupling):
     assert (flow(flow.inverse(x))[0] - x).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("linear", [nn.Linear, OneDNNLinear])
+@pytest.mark.parametrize("linear", [nn.Linear, ColumnLinear, OneDNNLinear])
 def test_round_trip_at_the_essays_size(linear):
     flow = randomise(NICE(784, linear=linear), 0, gain=1.0)  # shifts as large as the pixels
     x = torch.rand(32, 784, generator=torch.Generator().manual_seed(1))
@@ -189,7 +190,7 @@ def test_round_trip_at_the_essays_size(linear):
         z, _ = flow(x)
         assert (z - x).abs().mean() > 0.5
         assert (flow.inverse(z) - x).abs().max() < 1e-4
-        if linear is nn.Linear:
+        if linear is not OneDNNLinear:
             x = x.double()
             flow = flow.double()
             assert (flow.inverse(flow(x)[0]) - x).abs().max() < 1e-10
@@ -292,7 +293,7 @@ def test_gradcheck(coupling):
     assert torch.autograd.gradcheck(flow.inverse, (x,))
 
 
-@pytest.mark.parametrize("linear", [nn.Linear, OneDNNLinear])
+@pytest.mark.parametrize("linear", [nn.Linear, ColumnLinear, OneDNNLinear])
 def test_vmap_and_grad(linear):
     flow = randomise(NICE(6, hidden=11, num_hidden=2, linear=linear), 0)
     x = points(5, 6, dtype=torch.float32)
@@ -377,7 +378,7 @@ def test_half_parameters_cost_precision_of_the_networks_alone(coupling):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("linear", [nn.Linear, OneDNNLinear])
+@pytest.mark.parametrize("linear", [nn.Linear, ColumnLinear, OneDNNLinear])
 def test_autocast_keeps_the_density_in_float32(device, linear):
     flow = randomise(NICE(32, hidden=40, num_hidden=2, linear=linear), 0, gain=1.0).to(device)
     x = points(64, 32, dtype=torch.float32).to(device)
@@ -411,6 +412,41 @@ def test_mixed_precisions_are_refused():
         AdditiveCoupling(4, hidden=3)(torch.zeros(2, 4, dtype=torch.float64))
     wide = NICE(4, hidden=3).double()
     assert wide.log_prob(torch.zeros(2, 4)).dtype == torch.float64
+
+
+# --- the layers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("rows", [8, 131, 181])
+def test_columns_give_the_numbers_of_rows(rows, dtype, bound):
+    torch.manual_seed(rows)
+    layer = ColumnLinear(363, 397, dtype=dtype)
+    assert not layer._thin(torch.empty(rows, 363))  # gradients are recorded
+    x = torch.randn(rows, 363, dtype=dtype)
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    with torch.no_grad():
+        assert layer._thin(x)
+        assert (layer(x) - exact).abs().max() < bound
+        transposed = x.T.contiguous().T  # what the layer before hands on
+        assert (layer(transposed) - exact).abs().max() < bound
+
+
+def test_columns_follow_autocast():
+    layer, x = ColumnLinear(363, 397), torch.randn(9, 363)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(363,), (0, 363), (7, 363), (182, 363), (2, 9, 363)])
+def test_columns_are_for_small_batches(shape):
+    layer = ColumnLinear(363, 397)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        assert layer(x).equal(nn.functional.linear(x, layer.weight, layer.bias))
+        assert not ColumnLinear(363, 397, bias=False)._thin(torch.randn(9, 363))
 
 
 # --- the oneDNN layer ---------------------------------------------------------------------------
@@ -525,7 +561,7 @@ def test_onednn_linear_in_torch_func_of_its_parameters(name):
     torch.testing.assert_close(outputs, torch.stack([call(value) for value in ensemble]))
 
 
-@pytest.mark.parametrize("linear", [nn.Linear, OneDNNLinear])
+@pytest.mark.parametrize("linear", [nn.Linear, ColumnLinear, OneDNNLinear])
 def test_an_ensemble_of_flows_and_gradients_by_functional_call(linear):
     flows = [randomise(NICE(6, hidden=11, num_hidden=2, linear=linear), seed) for seed in range(3)]
     x = points(5, 6, dtype=torch.float32)

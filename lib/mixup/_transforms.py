@@ -48,10 +48,10 @@ def mixup(
         alpha: of the Beta law; 1 is uniform, 0 leaves everything unmixed.
         num_classes: C, for integer classes.
         pairing: ``"random"`` draws a permutation; ``"halves"`` takes j = (i + B // 2) mod B, which
-            is several times faster. Where the loader has shuffled the batch, i and j are two random
-            examples either way (by halves never the same one). That is true of one call: a batch
-            that is mixed twice by halves meets the same partners, and one in the order of its
-            classes meets the wrong ones.
+            needs no copy of the partners and is up to twice as fast. Where the loader has shuffled
+            the batch, i and j are two random examples either way (by halves never the same one).
+            That is true of one call: a batch that is mixed twice by halves meets the same partners,
+            and one in the order of its classes meets the wrong ones.
         per_sample: draw one lambda for each example instead of one for the batch.
         out: a tensor like ``x`` to write into; ``out=x`` mixes in place. Not for gradients.
         generator: source of all draws, on its own device; None is torch's own on the CPU.

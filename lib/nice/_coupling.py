@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib._common import check_positive
 from lib.nice._door import check_even, enter, require_finite
+from lib.nice._linear import ColumnLinear
 
 __all__ = ["AdditiveCoupling", "AffineCoupling", "Coupling", "Scaling", "join", "split"]
 
@@ -62,7 +63,7 @@ class Coupling(nn.Module):
         swap: bool = False,
         hidden: int = 1000,
         num_hidden: int = 5,
-        linear: Callable[..., nn.Module] = nn.Linear,
+        linear: Callable[..., nn.Module] = ColumnLinear,
         net: nn.Module | None = None,
     ) -> None:
         check_even(dim)
@@ -234,7 +235,7 @@ class AffineCoupling(Coupling):
         swap: bool = False,
         hidden: int = 1000,
         num_hidden: int = 5,
-        linear: Callable[..., nn.Module] = nn.Linear,
+        linear: Callable[..., nn.Module] = ColumnLinear,
         net: nn.Module | None = None,
         bound: float = 2.0,
     ) -> None:
