@@ -210,7 +210,7 @@ class NICE(nn.Module):
     def _log_prior(self, z: Tensor) -> Tensor:
         if self._prior == "logistic":
             return standard_logistic_log_prob(z).sum(-1)
-        return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+        return -0.5 * (torch.linalg.vecdot(z, z) + z.shape[-1] * math.log(2 * math.pi))
 
     def _enter(self, x: Tensor, name: str) -> Tensor:
         x = enter(x, self.dim, self.scaling.log_scale.dtype, name)

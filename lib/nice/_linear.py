@@ -64,20 +64,22 @@ class ColumnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in_features) -> x W^T + b (..., out_features)."""
-        if self._thin(input):
-            return torch.addmm(self.bias.unsqueeze(1), self.weight, input.T).T
-        return super().forward(input)
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        weight, bias = self.weight, self.bias
+        if bias is None or not _few_rows(input, weight):
+            return super().forward(input)
+        return torch.addmm(bias.unsqueeze(1), weight, input.T).T
 
-    def _thin(self, x: Tensor) -> bool:
-        return (
-            not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and x.dim() == 2
-            and x.device.type == "cpu"
-            and self.bias is not None
-            and _ROWS <= len(x) <= min(self.weight.shape) // 2
-            and self.weight.numel() >= _WEIGHTS
-        )
+
+def _few_rows(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dim() == 2
+        and _ROWS <= len(x) <= min(weight.shape) // 2
+        and weight.numel() >= _WEIGHTS
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+    )
 
 
 class OneDNNLinear(nn.Linear):
