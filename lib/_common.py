@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "Reduction",
     "at_least_float32",
     "bool_mask",
     "check_positive",
+    "is_transformed",
     "no_autocast",
     "noise_source",
     "reduce_loss",
@@ -87,3 +89,12 @@ def values_readable(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors):
         return False
     return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, a ``torch.func`` transform or forward-mode differentiation is on."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )

@@ -8,9 +8,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from lib._common import noise_source
+from lib._common import is_transformed, noise_source
 
 __all__ = [
     "Pairing",
@@ -36,9 +35,7 @@ _NUMBERS = (float, int, Real, Tensor)  # a union would be built anew in every ca
 
 def is_plain(x: Tensor) -> bool:
     """Whether x has numbers to read and memory to write: no autograd, no transform, no tracing."""
-    if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
+    return not (is_transformed() or (x.requires_grad and torch.is_grad_enabled()))
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from lib._common import is_transformed
 
 __all__ = ["ColumnLinear", "OneDNNLinear"]
 
@@ -110,9 +111,7 @@ class OneDNNLinear(nn.Linear):
     def _fast(self, x: Tensor) -> bool:
         weight = self.weight
         return (
-            not torch.compiler.is_compiling()
-            and torch._C._functorch.peek_interpreter_stack() is None
-            and forward_ad._current_level < 0
+            not is_transformed()
             and not torch.jit.is_tracing()
             and x.device.type == weight.device.type == "cpu"
             and x.dtype == weight.dtype == torch.float32

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib._common import is_transformed
+
 from ._adaptive import rms
 from ._errors import SolverError
 from ._fixed import schedule
@@ -18,7 +20,7 @@ from ._methods import Method
 from ._problem import Problem, State, module_of
 from ._settings import choose, gather_settings
 from ._solve import solve
-from ._transforms import is_transformed, real_dtype
+from ._transforms import real_dtype
 
 __all__ = ["odeint_adjoint"]
 
@@ -92,7 +94,7 @@ def odeint_adjoint(
     chosen, adaptive = choose(method)
     settings = gather_settings(chosen, adaptive, step_size, options)
     problem = Problem.of(func, y0, t)
-    if is_transformed(problem.y0):
+    if is_transformed():
         raise ValueError(
             "odeint_adjoint does not work under torch.func transforms or torch.compile; "
             "take odeint with a method of fixed steps"

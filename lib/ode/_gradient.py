@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib._common import is_transformed
+
 from ._fixed import Schedule, march
 from ._methods import Field, Method
-from ._transforms import is_transformed
 
 __all__ = ["agrees", "all_steps", "leaves", "march_in_parallel", "step_jacobians", "vectorised"]
 
@@ -81,7 +82,7 @@ def _worth_it(y: Tensor, plan: Schedule, method: Method) -> bool:
         and not y.is_complex()
         and 0 < y.numel() <= _LARGEST_STATE
         and len(plan) >= _FEWEST_STEPS
-        and not is_transformed(y)
+        and not is_transformed()
     )
 
 

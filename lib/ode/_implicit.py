@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lib._common import is_transformed
+
 from ._errors import NewtonError
 from ._methods import METHODS, Field
-from ._transforms import is_transformed
 
 __all__ = ["Theta", "as_real", "jacobian", "solve_blocks"]
 
@@ -32,7 +33,7 @@ def jacobian(func: Field, t: Tensor, y: Tensor, *, blocks: bool) -> tuple[Tensor
         columns = columns.reshape(size, *[1] * (y.dim() - 1), size).expand(size, *y.shape)
     else:
         columns = columns.reshape(size, *y.shape)
-    if is_transformed(y) or torch.is_inference_mode_enabled():  # autograd is not at work there
+    if is_transformed() or torch.is_inference_mode_enabled():  # autograd is not at work there
         slope, pull = torch.func.vjp(lambda state: func(t, state), y)  # type: ignore[misc]
         (rows,) = torch.func.vmap(pull)(columns)
     else:
@@ -118,7 +119,7 @@ class Theta:
     def newton(self, func: Field, t: Tensor, scale: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The inner point and the matrix I - theta dt J there, both without a graph."""
         t, scale, y = t.detach(), scale.detach(), y.detach()
-        blind = is_transformed(y)  # under vmap or compile no value may be looked at
+        blind = is_transformed()  # under vmap or compile no value may be looked at
         tolerance, tiny = torch.finfo(y.dtype).eps ** 0.5, torch.finfo(y.dtype).tiny
         z = y
         with torch.no_grad():

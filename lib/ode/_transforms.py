@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["concrete", "is_transformed", "readable", "real_dtype"]
+__all__ = ["concrete", "readable", "real_dtype"]
 
 _REAL = {
     torch.complex32: torch.float16,
@@ -37,13 +37,3 @@ def readable(values: Tensor) -> list[float] | None:
         return values.detach().tolist()
     except RuntimeError:
         return None
-
-
-def is_transformed(y: Tensor) -> bool:
-    """Whether torch.func, forward-mode differentiation or torch.compile is at work."""
-    if torch.compiler.is_compiling():
-        return True
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    if active is not None and active():
-        return True
-    return torch.autograd.forward_ad._current_level >= 0
