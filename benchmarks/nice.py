@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from _timing import arguments, interleave, median_ms, print_table, ratio
 from torch import Tensor, nn
 
 from lib.nice import NICE, OneDNNLinear
-from lib.nice._linear import ColumnLinear
 
 Calls = dict[str, Callable[[], object]]
 ESSAY = {"dim": 784, "couplings": 4, "width": 1000, "depth": 5, "batch": 128}
@@ -25,7 +25,7 @@ TURN = 0.05  # seconds: short turns and many rounds, so that drift of the machin
 SMALL = {"dim": 64, "couplings": 4, "width": 256, "depth": 2, "batch": 256}
 
 
-def ours(size: dict, linear: type[nn.Linear] = ColumnLinear) -> NICE:
+def ours(size: dict, **options: Any) -> NICE:
     """Our flow at a size."""
     return NICE(
         size["dim"],
@@ -33,7 +33,7 @@ def ours(size: dict, linear: type[nn.Linear] = ColumnLinear) -> NICE:
         hidden=size["width"],
         num_hidden=size["depth"],
         prior="normal",
-        linear=linear,
+        **options,
     )
 
 
@@ -178,7 +178,11 @@ def compare(title: str, size: dict, target: str, *, fast: bool, rounds: int) -> 
 def onednn_gain(size: dict, rounds: int) -> None:
     """What oneDNN gains over torch's default: by our layer, and by torch's global setting."""
     x, rows = torch.randn(size["batch"], size["dim"]), []
-    flows = {"plain": ours(size), "OneDNNLinear": ours(size, OneDNNLinear), "medium": ours(size)}
+    flows = {
+        "plain": ours(size),
+        "OneDNNLinear": ours(size, linear=OneDNNLinear),
+        "medium": ours(size),
+    }
     tasks: dict[str, Callable[[NICE], Callable]] = {
         "log_prob": lambda flow: torch.no_grad()(lambda: flow.log_prob(x)),
         "step, fused Adam": lambda flow: step(flow, flow.log_prob, x, True),
