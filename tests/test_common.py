@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib._common import bool_mask, check_positive
+from lib._common import bool_mask, check_positive, is_transformed
 from lib.margin import MarginHead
 from lib.nce import info_nce_loss
 from lib.nice import NICE
@@ -49,3 +49,21 @@ def test_losses_can_be_planned_on_the_meta_device():
         target = torch.zeros(5, dtype=torch.long)
         assert head.loss(x, target).is_meta
         assert info_nce_loss(x, x).is_meta
+
+
+def test_transforms_are_noticed():
+    seen = []
+
+    def look(x):
+        seen.append(is_transformed())
+        return x.sum()
+
+    x = torch.ones(2, 3)
+    look(x)
+    torch.func.vmap(look)(x)
+    torch.func.grad(look)(x)
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    torch.compile(look, backend="eager")(x)
+    look(x)
+    assert seen == [False, True, True, True, True, False]

@@ -417,7 +417,7 @@ def test_mixed_precisions_are_refused():
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
-@pytest.mark.parametrize("rows", [8, 131, 181])
+@pytest.mark.parametrize("rows", [16, 131, 181])
 def test_columns_give_the_numbers_of_rows(rows, dtype, bound):
     torch.manual_seed(rows)
     layer = ColumnLinear(363, 397, dtype=dtype)
@@ -448,6 +448,41 @@ def test_columns_are_for_small_batches(shape):
         assert layer(x).equal(nn.functional.linear(x, layer.weight, layer.bias))
         layer = ColumnLinear(363, 397, bias=False)
         assert layer(torch.randn(9, 363)).is_contiguous()
+
+
+class Counted(nn.Module):
+    """A parametrisation that counts how often it is asked: spectral_norm learns each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return 2 * weight
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("rows", [3, 17])
+@pytest.mark.parametrize("layer", [ColumnLinear, OneDNNLinear])
+def test_layers_and_couplings_compute_a_parametrised_weight_once(layer, rows, gradients):
+    counted, linear = Counted(), layer(363, 397)
+    nn.utils.parametrize.register_parametrization(linear, "weight", counted)
+    coupling = AdditiveCoupling(726, net=nn.Sequential(linear, nn.Tanh(), nn.Linear(397, 363)))
+    before = counted.calls
+    with torch.set_grad_enabled(gradients):
+        coupling(torch.zeros(rows, 726))
+    assert counted.calls == before + 1
+
+
+def test_columns_under_transforms():
+    layer, x = ColumnLinear(363, 397), torch.randn(4, 17, 363)
+    expected = nn.functional.linear(x, layer.weight, layer.bias).detach()
+    direction = torch.ones_like(x[0])
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(layer)(x), expected, rtol=1e-4, atol=1e-5)
+        pushed = torch.func.jvp(layer, (x[0],), (direction,))[1]
+    torch.testing.assert_close(pushed, direction @ layer.weight.detach().T, rtol=1e-4, atol=1e-4)
 
 
 # --- the oneDNN layer ---------------------------------------------------------------------------

@@ -155,9 +155,9 @@ class Coupling(nn.Module):
         first: nn.Module | None = self.net
         while isinstance(first, nn.Sequential) and type(first) in (nn.Sequential, _ReLUNetwork):
             first = next(iter(first), None)
-        if isinstance(first, nn.Linear):
-            return kept.to(first.weight.dtype)
-        return kept.to(self._dtype(kept.dtype), copy=True)
+        weight = first._parameters.get("weight") if isinstance(first, nn.Linear) else None
+        dtype = self._dtype(kept.dtype) if weight is None else weight.dtype  # a walk is slow
+        return kept.to(dtype, copy=not isinstance(first, nn.Linear))
 
     def _network_output(self, kept: Tensor) -> Tensor:
         output = self.net(self._own_input(kept))
